@@ -1,0 +1,293 @@
+"""Values between Python's types and JSON: conversion by annotation, and an encoding that keeps NaN and infinities."""
+
+import collections.abc
+import json
+import types
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import msgspec
+import numpy as np
+
+Load = Callable[[Any], Any]
+
+_UNIONS = (Union, types.UnionType)
+_SEQUENCES: dict[Any, Callable[[Iterable[Any]], Any]] = {
+    list: list,
+    set: set,
+    frozenset: frozenset,
+    collections.abc.Sequence: list,
+    collections.abc.Iterable: list,
+    collections.abc.Collection: list,
+    collections.abc.MutableSequence: list,
+    collections.abc.Set: set,
+    collections.abc.MutableSet: set,
+}
+_PLAIN: tuple[type[Any], ...] = (int, float, str, dict, list)
+_MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
+
+
+def is_instance_of_generic(value: Any, expected: Any) -> bool:
+    """Whether `value` is of the type `expected`, contents included.
+
+    Parameters
+    ----------
+    expected
+        A class, Any, None, a union, a Literal, generics of list, set, frozenset, dict, tuple (fixed or ``...``) and of
+        the abstract collections, nested at will; or a tuple of such types, meaning any of them. A str is no sequence.
+    """
+    if expected is Any or isinstance(expected, TypeVar):
+        return True
+    if expected is None:
+        return value is None
+    if isinstance(expected, tuple):
+        return any(is_instance_of_generic(value, arm) for arm in expected)
+    origin, args = get_origin(expected), get_args(expected)
+    if origin is None:
+        return isinstance(value, expected)
+    if origin is Annotated:
+        return is_instance_of_generic(value, args[0])
+    if origin in _UNIONS:
+        return any(is_instance_of_generic(value, arm) for arm in args)
+    if origin is Literal:
+        return any(type(value) is type(arm) and value == arm for arm in args)
+    if not isinstance(value, origin) or isinstance(value, (str, bytes)):
+        return False
+    if origin is tuple:
+        if args[-1:] == (...,):
+            return all(is_instance_of_generic(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(is_instance_of_generic, value, args))
+    if origin in _SEQUENCES:
+        return all(is_instance_of_generic(item, args[0]) for item in value)
+    if origin in _MAPPINGS:
+        return all(
+            is_instance_of_generic(key, args[0]) and is_instance_of_generic(item, args[1])
+            for key, item in value.items()
+        )
+    return True
+
+
+def coerce_to_generic(value: Any, expected: Any) -> Any:
+    """`value` as an `expected`: itself when it is one already, else converted without loss.
+
+    A list becomes a tuple or a set, an int a float, a NumPy scalar a Python one, the value of an Enum its member, a
+    dict a dataclass, ISO 8601 text a datetime. Text is never taken for a number or a list, nor a bool for an int.
+
+    Parameters
+    ----------
+    expected
+        As of `is_instance_of_generic`; also dataclasses, TypedDicts, named tuples, msgspec Structs, Enums, dates.
+
+    Raises
+    ------
+    TypeError
+        When it cannot be done; the text has the expected and the given type.
+    """
+    return converter(expected)(value)
+
+
+def converter(expected: Any) -> Load:
+    """The function that converts to `expected`, compiled once for each type."""
+    try:
+        return _cached_converter(expected)
+    except TypeError:
+        if _hashable(expected):
+            raise
+        return _compile(expected)
+
+
+def _hashable(expected: Any) -> bool:
+    try:
+        hash(expected)
+    except TypeError:
+        return False
+    return True
+
+
+def _compile(expected: Any) -> Load:
+    if expected is Any or isinstance(expected, TypeVar):
+        return _as_it_is
+    if isinstance(expected, tuple):
+        return _union(expected, expected)
+    if get_origin(expected) is np.ndarray:
+        return _plain_class(expected)
+    try:
+        # A type in a Struct is compiled by msgspec once; a bare type is analysed anew at every conversion.
+        box: Any = msgspec.defstruct("Box", [("value", expected)], array_like=True)
+        msgspec.json.Decoder(box)
+    except (TypeError, NotImplementedError):
+        return _compile_generic(expected)
+
+    def load(value: Any) -> Any:
+        if type(value) is expected:
+            return value
+        try:
+            return msgspec.convert((value,), box, str_keys=True, dec_hook=_from_plain).value
+        except (msgspec.ValidationError, TypeError, ValueError) as exc:
+            first = exc
+        try:
+            plain = msgspec.to_builtins(value, enc_hook=_to_plain)
+            return msgspec.convert((plain,), box, str_keys=True, dec_hook=_from_plain).value
+        except (TypeError, ValueError, RecursionError):
+            raise _mismatch(expected, value, str(first)) from first
+
+    return load
+
+
+_cached_converter = lru_cache(maxsize=4096)(_compile)
+
+
+def _compile_generic(expected: Any) -> Load:
+    """For what msgspec does not take, such as a union of two list-like types."""
+    origin, args = get_origin(expected), get_args(expected)
+    if origin is Annotated:
+        return converter(args[0])
+    if origin in _UNIONS:
+        return _union(expected, args)
+    if origin in _SEQUENCES and args:
+        make, item = _SEQUENCES[origin], converter(args[0])
+        return _container(expected, lambda value: make(map(item, value)))
+    if origin is tuple and args[-1:] == (...,):
+        item = converter(args[0])
+        return _container(expected, lambda value: tuple(map(item, value)))
+    if origin is tuple:
+        loads = [converter(arg) for arg in args]
+        return _container(expected, lambda value: tuple(load(item) for load, item in zip(loads, value, strict=True)))
+    if origin in _MAPPINGS and args:
+        key, item = converter(args[0]), converter(args[1])
+        return _container(expected, lambda value: {key(name): item(each) for name, each in value.items()})
+    return _plain_class(expected)
+
+
+def _container(expected: Any, build: Load) -> Load:
+    def load(value: Any) -> Any:
+        if isinstance(value, (str, bytes)):
+            raise _mismatch(expected, value)
+        try:
+            return build(value)
+        except (TypeError, ValueError, AttributeError) as exc:
+            raise _mismatch(expected, value, str(exc)) from exc
+
+    return load
+
+
+def _union(expected: Any, arms: tuple[Any, ...]) -> Load:
+    loads = [converter(arm) for arm in arms]
+
+    def load(value: Any) -> Any:
+        if is_instance_of_generic(value, arms):
+            return value
+        for arm in loads:
+            try:
+                return arm(value)
+            except TypeError:
+                continue
+        raise _mismatch(expected, value)
+
+    return load
+
+
+def _plain_class(expected: Any) -> Load:
+    def load(value: Any) -> Any:
+        if is_instance_of_generic(value, expected):
+            return value
+        raise _mismatch(expected, value)
+
+    return load
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def type_text(expected: Any) -> str:
+    """How an annotation is written in an error text."""
+    if isinstance(expected, tuple):
+        return " or ".join(map(type_text, expected))
+    if isinstance(expected, type) and get_origin(expected) is None:
+        return expected.__qualname__ if expected.__module__ == "builtins" else _qualified(expected)
+    return str(expected).replace("typing.", "")
+
+
+def _qualified(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _mismatch(expected: Any, value: Any, detail: str = "") -> TypeError:
+    text = f"expected {type_text(expected)}, got {type_text(type(value))}"
+    if "$[0]" in detail and "$[0]`" not in detail:
+        # msgspec says where in a nested value the fault is.
+        text += f" ({detail.replace('$[0]', 'value')})"
+    elif isinstance(value, (str, int, float)) and len(str(value)) <= 40:
+        text += f" ({value!r})"
+    return TypeError(text)
+
+
+def _to_plain(value: Any) -> Any:
+    """What msgspec does not know by itself: NumPy scalars, and subclasses of the plain types."""
+    if isinstance(value, np.generic):
+        plain = value.item()
+        if type(plain) is not type(value):
+            return plain
+    for kind in _PLAIN:
+        if isinstance(value, kind):
+            return kind(value)
+    raise TypeError(f"a value of type {type_text(type(value))} cannot be sent as JSON")
+
+
+def _from_plain(expected: type, value: Any) -> Any:
+    if isinstance(expected, type) and issubclass(expected, np.generic) and isinstance(value, (bool, int, float, str)):
+        return expected(value)
+    raise TypeError(f"expected {type_text(expected)}, got {type_text(type(value))}")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_to_plain)
+
+
+def encode_json(value: Any) -> bytes:
+    """JSON text of `value`; NaN and infinities are written as Python's json module writes them.
+
+    Raises
+    ------
+    TypeError
+        When some part of it has no JSON form.
+    ValueError
+        When it is nested too deep, or holds text that is not Unicode.
+    """
+    try:
+        text = _encoder.encode(value)
+        # msgspec writes a non-finite float as null: where there is a null, the slower way finds out which it was.
+        if b"null" not in text:
+            return text
+        return json.dumps(msgspec.to_builtins(value, enc_hook=_to_plain, str_keys=True)).encode()
+    except RecursionError as exc:
+        raise ValueError("the value is nested too deep, or contains itself") from exc
+
+
+def decode_json(text: bytes | bytearray | memoryview, decoder: "msgspec.json.Decoder[Any]") -> Any:
+    """What `decoder` makes of `text`, NaN and infinities included.
+
+    Raises
+    ------
+    ValueError
+        When it is not JSON, nested too deep, or not of the decoder's type.
+    """
+    try:
+        return decoder.decode(text)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        raw = bytes(text)
+        if b"NaN" not in raw and b"Infinity" not in raw:
+            raise
+        return msgspec.convert(_loads(raw), decoder.type, str_keys=True)
+    except RecursionError as exc:
+        raise ValueError("the JSON text is nested too deep") from exc
+
+
+def _loads(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except RecursionError as exc:
+        raise ValueError("the JSON text is nested too deep") from exc

@@ -1,0 +1,253 @@
+"""The ROUTER loop of a server: the device thread, and the standby that answers while a method runs.
+
+A ZeroMQ socket is used by one thread at a time. Here that is whoever holds the lock `_own`: the device thread while it
+waits for requests and sends replies, the standby while the device thread runs a method. So a short call costs no
+thread hop, and control messages are answered during a long one. docs/threads.md tells the whole story.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+from msgspec import UNSET
+
+from .dispatch import Dispatcher, member_of
+from .errors import ReplyLost, ServerBusy, ServerStopping
+from .messages import AnyRequest
+from .sockets import Envelope, Waker, Watch, ZmqSocket, client_socket, readable, receive_request, send_reply
+from .wire import Frames, parse_request
+
+logger = logging.getLogger(__name__)
+
+TICK = 0.002
+"""How long a method runs before the standby takes over, s."""
+SLOW = 0.001
+"""A method that took longer last time hands over before it runs, s."""
+QUIET_TICKS = 500
+"""After so many ticks without a call the standby sleeps until it is woken."""
+MAX_QUEUED = 10_000
+"""Calls that may wait for the device."""
+MAX_QUEUED_BYTES = 256 << 20
+"""How large the waiting calls may be together."""
+
+
+@dataclass(slots=True)
+class Call:
+    """A request that waits for the device."""
+
+    envelope: Envelope
+    request: AnyRequest
+    arrived: float
+    size: int
+
+
+class Endpoint:
+    """Serves a dispatcher on a ROUTER socket.
+
+    Parameters
+    ----------
+    socket
+        A bound ROUTER.
+    wake_url
+        A second, inproc url of the same socket, by which a blocking receive is ended.
+    dispatcher
+        Answers the requests.
+    max_request
+        Largest size of a request, bytes.
+    """
+
+    def __init__(self, socket: ZmqSocket, wake_url: str, dispatcher: Dispatcher, max_request: int) -> None:
+        self._socket = socket
+        self._wake_url = wake_url
+        self._dispatcher = dispatcher
+        self._max_request = max_request
+        self._own = threading.Lock()
+        self._waker = Waker()
+        self._queue: deque[Call] = deque()
+        self._queued_bytes = 0
+        self._duplicates: dict[Any, list[Envelope]] = {}
+        self._stopping = False
+        # Read and written by both threads without a lock: each is one reference, and a late look costs one tick.
+        self._running: Call | None = None
+        self._started = 0.0
+        self._handed_over = False
+        self._taken = False
+        self._asleep = False
+        self._slow: dict[str, bool] = {}
+
+    def serve(self) -> None:
+        """Answer requests on the calling thread until `stop`; whoever still waits then gets an error reply."""
+        standby = threading.Thread(target=self._stand_by, name="rpc-standby", daemon=True)
+        with self._own:
+            standby.start()
+            try:
+                while not self._stopping:
+                    call = self._next()
+                    if call is not None:
+                        self._run(call)
+                self._turn_away()
+            except zmq.ContextTerminated:
+                logger.warning("the context was terminated: the server ends")
+            finally:
+                self._stopping = True
+                self._waker.wake()
+        standby.join()
+
+    def stop(self) -> None:
+        """End `serve` after the running call; from any thread and from signal handlers, any number of times."""
+        if self._stopping:
+            return
+        self._stopping = True
+        knock = client_socket(self._socket.context, zmq.DEALER, self._wake_url)
+        knock.send(b"")
+        # Inproc hands the message over at once; it is not lost by closing.
+        knock.close(linger=100)
+
+    def close(self) -> None:
+        """Give the file descriptors back, after `serve`."""
+        self._waker.close()
+
+    def current_call(self) -> tuple[dict[str, Any] | None, int]:
+        """The running call as ``{member, seconds}``, and how many wait."""
+        call, started = self._running, self._started
+        if call is None:
+            return None, len(self._queue)
+        return {"member": member_of(call.request), "seconds": time.monotonic() - started}, len(self._queue)
+
+    def _next(self) -> Call | None:
+        """The next call, waited for if need be; None when what came needs no device."""
+        if self._queue:
+            self._drain()  # control messages do not queue behind calls
+            return self._queue.popleft()
+        return self._take(*receive_request(self._socket))
+
+    def _take(self, envelope: Envelope, frames: list[bytes]) -> Call | None:
+        """A request that the device has to answer; None when it needs no device."""
+        request = parse_request(frames, self._max_request)
+        if not self._dispatcher.is_call(request):
+            if not self._stopping:
+                send_reply(self._socket, envelope, self._dispatcher.answer(request))
+                return None
+        call = Call(envelope, request, time.monotonic(), len(frames[0]) if frames else 0)
+        if self._stopping:
+            self._refuse(call, ServerStopping("the server is stopping; nothing was executed"))
+            return None
+        return call if request.id is UNSET or self._is_new(call) else None
+
+    def _is_new(self, call: Call) -> bool:
+        """Whether the id is new; a repeated one gets the reply of the first, now or when it is there."""
+        journal, request_id = self._dispatcher.journal, call.request.id
+        assert request_id is not UNSET
+        if journal.begin(request_id):
+            return True
+        if journal.state(request_id) == "pending":
+            self._duplicates.setdefault(request_id, []).append(call.envelope)
+            return False
+        frames = journal.reply(request_id)
+        if frames is None:
+            error = ReplyLost(f"{member_of(call.request)}: was executed, its reply is too large to be kept")
+            frames = self._dispatcher.failure(call.request, error)
+        send_reply(self._socket, call.envelope, frames)
+        return False
+
+    def _run(self, call: Call) -> None:
+        """Execute a call, with the socket given away meanwhile."""
+        member = member_of(call.request)
+        self._queued_bytes -= call.size if self._queued_bytes else 0
+        limit = call.request.timeout
+        if limit is not UNSET and time.monotonic() - call.arrived > limit / 1000:
+            self._reply(call, self._dispatcher.expired(call.request))
+            return
+        started = self._started = time.monotonic()
+        self._handed_over = self._slow.get(member, False)
+        self._running = call
+        self._own.release()
+        try:
+            if self._handed_over or self._asleep:
+                self._waker.wake()
+            frames = self._dispatcher.answer(call.request)
+        finally:
+            self._own.acquire()
+            self._running = None
+        if self._taken:
+            self._waker.wake()
+        self._reply(call, frames)
+        slow = time.monotonic() - started > SLOW
+        if slow or member in self._slow:
+            self._slow[member] = slow
+
+    def _reply(self, call: Call, frames: Frames) -> None:
+        send_reply(self._socket, call.envelope, frames)
+        request_id = call.request.id
+        if request_id is UNSET:
+            return
+        self._dispatcher.journal.finish(request_id, frames)
+        if self._duplicates:
+            for envelope in self._duplicates.pop(request_id, ()):
+                send_reply(self._socket, envelope, frames)
+
+    def _refuse(self, call: Call, error: Exception) -> None:
+        send_reply(self._socket, call.envelope, self._dispatcher.failure(call.request, error))
+
+    def _turn_away(self) -> None:
+        """One reply for all who wait, also in the socket."""
+        error = ServerStopping("the server is stopping; the call was not executed")
+        while self._queue:
+            call = self._queue.popleft()
+            self._reply(call, self._dispatcher.failure(call.request, error))
+        while readable(self._socket):
+            self._take(*receive_request(self._socket))
+
+    def _stand_by(self) -> None:
+        watch = Watch(self._waker)
+        last, quiet = None, 0
+        try:
+            while not self._stopping or self._running is not None:
+                if quiet > QUIET_TICKS:
+                    self._asleep = True
+                    if self._running is last:
+                        watch.wait()
+                    self._asleep, quiet = False, 0
+                else:
+                    watch.wait(TICK)
+                running = self._running
+                if running is not None and (running is last or self._handed_over):
+                    self._stand_in(running, watch)
+                    quiet = 0
+                quiet = quiet + 1 if running is last else 0
+                last = running
+        except Exception:
+            logger.exception("the standby thread failed: control messages wait for running methods from now on")
+        finally:
+            watch.close()
+
+    def _stand_in(self, call: Call, watch: Watch) -> None:
+        """Take requests while that call runs."""
+        self._taken = True
+        watch.add(self._socket)
+        try:
+            while self._running is call:
+                with self._own:
+                    if self._running is not call:
+                        break
+                    self._drain()
+                watch.wait(1.0)
+        finally:
+            watch.remove(self._socket)
+            self._taken = False
+
+    def _drain(self) -> None:
+        while readable(self._socket):
+            call = self._take(*receive_request(self._socket, zmq.NOBLOCK))
+            if call is None:
+                continue
+            if len(self._queue) >= MAX_QUEUED or self._queued_bytes + call.size > MAX_QUEUED_BYTES:
+                error = ServerBusy(f"{len(self._queue)} calls are queued; this one was not executed")
+                self._reply(call, self._dispatcher.failure(call.request, error))
+            else:
+                self._queued_bytes += call.size
+                self._queue.append(call)

@@ -1,0 +1,234 @@
+"""What an interface class declares: its methods, properties and signals. Everything else is derived from this."""
+
+import inspect
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from .convert import Load, converter
+from .errors import InterfaceError
+from .methods import MARK, MethodMark
+from .properties import RPCProperty
+from .signals import RPCSignal
+
+RESERVED = frozenset(
+    """
+    alive_timeout close context events_lost execute name peer_addr port register_interface register_method_buffer
+    register_method_json register_to_registry registry_addr serve_forever stop_server url uuid
+    """.split()
+)
+"""The public attributes of RPCServer and RPCClient, which share their objects with the members of the interface."""
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class Method:
+    """A method of an interface, with the converters of its arguments and of its result."""
+
+    __slots__ = ("name", "function", "mark", "signature", "load_result", "_loads", "_positional", "_required")
+
+    def __init__(self, name: str, function: Any, mark: MethodMark) -> None:
+        self.name = name
+        self.function = function
+        self.mark = mark
+        hints = _hints(function, name)
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        self.signature = inspect.Signature(parameters)
+        self._loads = {each.name: converter(hints.get(each.name, Any)) for each in parameters}
+        self.load_result: Load = converter(hints.get("return", Any))
+        plain = [each for each in parameters if each.kind in _POSITIONAL]
+        self._required = sum(each.default is each.empty for each in plain)
+        if len(plain) == len(parameters):
+            self._positional = [(each.name, self._loads[each.name]) for each in plain]
+        else:
+            self._positional, self._required = [], len(parameters) + 1
+
+    @property
+    def trailing_defaults(self) -> list[Any]:
+        """Defaults of the positional parameters, the last one first."""
+        if not self._positional:
+            return []
+        found = [each.default for each in self.signature.parameters.values()][self._required :]
+        return found[::-1]
+
+    @property
+    def is_buffer(self) -> bool:
+        """Whether the result is a buffer with an info."""
+        return self.mark.kind == "buffer"
+
+    def bind(self, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments converted to the annotations.
+
+        Raises
+        ------
+        TypeError
+            On a wrong count, name or type; names the parameter, the expected and the given type.
+        """
+        if kwargs or not self._required <= len(args) <= len(self._positional):
+            return self._bind_any(args, kwargs)
+        converted = []
+        for (name, load), value in zip(self._positional, args):
+            try:
+                converted.append(load(value))
+            except TypeError as exc:
+                raise TypeError(f"{self.name}(): argument {name!r}: {exc}") from exc
+        return converted, kwargs
+
+    def _bind_any(self, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as exc:
+            raise TypeError(f"{self.name}(): {exc}") from exc
+        for name, value in bound.arguments.items():
+            load, kind = self._loads[name], self.signature.parameters[name].kind
+            try:
+                if kind is inspect.Parameter.VAR_POSITIONAL:
+                    bound.arguments[name] = tuple(map(load, value))
+                elif kind is inspect.Parameter.VAR_KEYWORD:
+                    bound.arguments[name] = {key: load(item) for key, item in value.items()}
+                else:
+                    bound.arguments[name] = load(value)
+            except TypeError as exc:
+                raise TypeError(f"{self.name}(): argument {name!r}: {exc}") from exc
+        return list(bound.args), bound.kwargs
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """A property of an interface."""
+
+    name: str
+    declared: RPCProperty[Any]
+    load: Load
+
+    @property
+    def notify(self) -> str | None:
+        """The name of the signal that tells of a change."""
+        return self.declared.notify.name if self.declared.notify is not None else None
+
+
+class Interface:
+    """The members that a class and its bases declare.
+
+    Attributes
+    ----------
+    name : str
+        The name of the class.
+    methods, properties, signals : mapping
+        Members by name.
+    """
+
+    def __init__(self, cls: type) -> None:
+        self.name = cls.__name__
+        self.methods: dict[str, Method] = {}
+        self.properties: dict[str, Property] = {}
+        self.signals: dict[str, RPCSignal] = {}
+        for name, declared in _declarations(cls).items():
+            if name.startswith("_"):
+                raise InterfaceError(f"{cls.__name__}.{name}: a name that begins with an underscore is never served")
+            if isinstance(declared, RPCSignal):
+                self.signals[name] = declared
+            elif isinstance(declared, RPCProperty):
+                self.properties[name] = _property(cls, name, declared)
+            else:
+                self.methods[name] = Method(name, declared, getattr(declared, MARK))
+
+    @staticmethod
+    def of(cls: type) -> "Interface":
+        """The interface of a class, made once.
+
+        Raises
+        ------
+        InterfaceError
+            When a declaration cannot be served; the text says which and why.
+        """
+        return _made(cls)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.methods
+        yield from self.properties
+        yield from self.signals
+
+    def inventory(self) -> dict[str, Any]:
+        """The members as they are told to a client (docs/wire.md, GET_INVENTORY), without the server's name."""
+        timeouts = {name: method.mark.timeout for name, method in self.methods.items()}
+        return {
+            "json_methods": {name: timeouts[name] for name, each in self.methods.items() if not each.is_buffer},
+            "buffer_methods": {name: timeouts[name] for name, each in self.methods.items() if each.is_buffer},
+            "signals": list(self.signals),
+            "properties": list(self.properties),
+        }
+
+
+_made = lru_cache(maxsize=1024)(Interface)
+
+
+def refuse_reserved(members: Iterable[str], interface: type) -> None:
+    """Raise InterfaceError when a member would hide an attribute that servers or clients need."""
+    for name in members:
+        if name in RESERVED:
+            raise InterfaceError(
+                f"{interface.__name__}.{name}: servers and clients have a {name!r} of their own; rename the member"
+            )
+
+
+def declared_names(cls: type) -> Iterator[str]:
+    """The names of the members, without resolving their types."""
+    yield from _declarations(cls)
+
+
+def _declarations(cls: type) -> dict[str, Any]:
+    """Member name to its declaration: the nearest one along the MRO, as an override may carry no mark."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        for name, value in vars(base).items():
+            if isinstance(value, (staticmethod, classmethod)) and (
+                hasattr(value, MARK) or hasattr(value.__func__, MARK)
+            ):
+                raise InterfaceError(f"{base.__name__}.{name}: a static or class method cannot be registered")
+            if isinstance(value, (RPCSignal, RPCProperty)) or hasattr(value, MARK):
+                found.pop(name, None)
+                found[name] = value
+            elif name in found:
+                _check_override(base, name, found[name], value)
+    return found
+
+
+def _check_override(base: type, name: str, declared: Any, value: Any) -> None:
+    if isinstance(declared, RPCProperty):
+        ok = isinstance(value, property) and not declared.auto_notify
+        wanted = "an RPCProperty (with notify=, auto_notify=True)" if declared.auto_notify else "a property"
+    elif isinstance(declared, RPCSignal):
+        ok, wanted = False, "an RPCSignal"
+    else:
+        ok, wanted = callable(value), "a method"
+    if not ok:
+        raise InterfaceError(f"{base.__name__}.{name} overrides a member of the interface: it must be {wanted}")
+
+
+def _property(cls: type, name: str, declared: RPCProperty[Any]) -> Property:
+    notify = declared.notify
+    if notify is not None and len(notify.arg_types) != 1:
+        raise InterfaceError(f"{cls.__name__}.{name}: its notify signal {notify.name} must have exactly one argument")
+    if notify is not None and not isinstance(getattr(cls, notify.name, None), RPCSignal):
+        raise InterfaceError(f"{cls.__name__}.{name}: its notify signal is not declared on the class")
+    if declared.fget is None:
+        raise InterfaceError(f"{cls.__name__}.{name}: a property needs a getter")
+    return Property(name, declared, converter(_property_type(declared, name)))
+
+
+def _property_type(declared: RPCProperty[Any], name: str) -> Any:
+    hints = _hints(declared.fget, name)
+    if "return" in hints or declared.fset is None:
+        return hints.get("return", Any)
+    setter_hints = _hints(declared.fset, name)
+    return next((hint for key, hint in setter_hints.items() if key != "return"), Any)
+
+
+def _hints(function: Any, name: str) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except Exception as exc:
+        raise InterfaceError(f"{name}: its annotations cannot be resolved: {exc}") from exc

@@ -1,0 +1,167 @@
+"""One typed message for each event of the wire protocol (docs/wire.md); field names are the JSON keys."""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+
+class RPCEvents(StrEnum):
+    """Event names between clients and servers."""
+
+    PROPERTY_GET = "PROPERTY_GET"
+    PROPERTY_SET = "PROPERTY_SET"
+    METHOD_CALL = "METHOD_CALL"
+    GET_INVENTORY = "GET_INVENTORY"
+    STOP_SERVER = "STOP_SERVER"
+    INIT_SIGNALS_HANDLING = "INIT_SIGNALS_HANDLING"
+    EMIT_SIGNAL = "EMIT_SIGNAL"
+    PING = "PING"
+
+
+class EventType(StrEnum):
+    """Event names between devices and the registry."""
+
+    REGISTER = "REGISTER"
+    REGISTER_ACK = "REGISTER_ACK"
+    UNREGISTER = "UNREGISTER"
+    CHECK_ALIVE = "CHECK_ALIVE"
+    ACK = "ACK"
+    UNSUPPORTED = "UNSUPPORTED"
+
+
+# A limit, because the server keeps ids in its reply journal.
+RequestId = tuple[Annotated[str, msgspec.Meta(max_length=64)], int]
+
+
+class Request(Struct, kw_only=True, tag_field="event"):
+    """What every request may carry: `id` marks version 2; `timeout` is what the caller will still wait, ms."""
+
+    id: RequestId | UnsetType = UNSET
+    timeout: float | UnsetType = UNSET
+
+
+class Params(Struct):
+    """Arguments of a method call."""
+
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+
+
+class MethodCall(Request, tag=RPCEvents.METHOD_CALL.value):
+    method: str
+    params: Params = msgspec.field(default_factory=Params)
+
+
+class PropertyGet(Request, tag=RPCEvents.PROPERTY_GET.value):
+    property: str
+
+
+class PropertySet(Request, tag=RPCEvents.PROPERTY_SET.value):
+    property: str
+    value: Any
+
+
+class GetInventory(Request, tag=RPCEvents.GET_INVENTORY.value):
+    pass
+
+
+class InitSignals(Request, tag=RPCEvents.INIT_SIGNALS_HANDLING.value):
+    pass
+
+
+class StopServer(Request, tag=RPCEvents.STOP_SERVER.value):
+    pass
+
+
+class Ping(Request, tag=RPCEvents.PING.value):
+    """Alive? With `call`, also what became of that call."""
+
+    call: RequestId | UnsetType = UNSET
+
+
+class Registration(Struct):
+    """Payload of REGISTER."""
+
+    device_type: str
+    addr: str
+    name: str
+    overwrite: bool = False
+
+
+class Renewal(Struct):
+    """Payload of CHECK_ALIVE; `alive_timeout` in seconds."""
+
+    uuid: str
+    alive_timeout: float = 20.0
+
+
+class Removal(Struct):
+    """Payload of UNREGISTER."""
+
+    uuid: str
+
+
+class Register(Request, tag=EventType.REGISTER.value):
+    payload: Registration
+
+
+class Unregister(Request, tag=EventType.UNREGISTER.value):
+    payload: Removal
+
+
+class CheckAlive(Request, tag=EventType.CHECK_ALIVE.value):
+    payload: Renewal
+
+
+class Malformed(Struct):
+    """What arrived was no request; `event` as far as it could be read."""
+
+    error: Exception
+    event: str = ""
+    id: RequestId | UnsetType = UNSET
+    timeout: float | UnsetType = UNSET
+
+
+AnyRequest = Request | Malformed
+
+
+class Reply(Struct):
+    """What a client reads of any reply; keys that were not sent are UNSET."""
+
+    success: bool = True
+    id: RequestId | UnsetType = UNSET
+    epoch: str | UnsetType = UNSET
+    result: Any = UNSET
+    value: Any = UNSET
+    info: dict[str, Any] | UnsetType = UNSET
+    error: str = ""
+    error_type: str = ""
+    traceback: str = ""
+    call: str = ""
+    busy: Any = None
+    queued: int = 0
+    event_port: int | UnsetType = UNSET
+    event_url: str | UnsetType = UNSET
+    json_methods: dict[str, int | None] | UnsetType = UNSET
+    buffer_methods: dict[str, int | None] | UnsetType = UNSET
+    signals: list[str] | UnsetType = UNSET
+    properties: list[str] | UnsetType = UNSET
+    name: str = ""
+
+
+class SignalEvent(Struct):
+    """An emitted signal, version 2; `seq` counts from 1 for each signal, `time` in Unix seconds."""
+
+    epoch: str
+    seq: int
+    time: float
+    args: list[Any]
+
+
+class Subscribed(Struct):
+    """Confirms a subscription: the number of the last event of each signal that had been emitted by then."""
+
+    epoch: str
+    seqs: dict[str, int]

@@ -1,0 +1,155 @@
+"""The server's signals: a socket for each protocol version, a hook for each signal, however many clients there are."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import zmq
+
+from .addresses import Address
+from .messages import SignalEvent, Subscribed
+from .signals import BoundSignal
+from .sockets import Waker, Watch, ZmqContext, ZmqSocket, readable, server_socket
+from .wire import Frames, confirmation_frames, event_frames, event_frames_v1
+
+logger = logging.getLogger(__name__)
+
+_SUBSCRIBED = 1
+
+
+class Publisher:
+    """Publishes the signals of one device; a socket is made when the first client asks for it.
+
+    Parameters
+    ----------
+    address
+        The bound address of the server; signals go out on other ports of the same host.
+    epoch
+        Random id of the server run.
+    signals
+        The signals of the device, by name.
+    """
+
+    def __init__(self, context: ZmqContext, address: Address, epoch: str, signals: dict[str, BoundSignal]) -> None:
+        self._context = context
+        self._address = address
+        self._epoch = epoch
+        self._signals = signals
+        # A signal may be emitted by a listener of another one, and a collected socket may log: hence reentrant.
+        self._lock = threading.RLock()
+        self._closed = False
+        self._seqs = dict.fromkeys(signals, 0)
+        self._plain: tuple[ZmqSocket, Address] | None = None
+        self._events: tuple[ZmqSocket, Address] | None = None
+        self._waker: Waker | None = None
+        self._greeter: threading.Thread | None = None
+        for name, signal in signals.items():
+            signal.publish_to(self._hook(name))
+
+    def open(self, version: int) -> dict[str, Any]:
+        """Make the socket of that protocol version, and say where it is, as keys of the reply.
+
+        Raises
+        ------
+        RuntimeError
+            When the server is closed.
+        OSError
+            When no port can be bound.
+        """
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the server is closed")
+            if version == 1:
+                if self._plain is None:
+                    host = self._address if self._address.transport == "tcp" else Address("tcp", "127.0.0.1")
+                    self._plain = server_socket(self._context, zmq.PUB, host.with_port(0))
+                return {"signal_port": self._plain[1].port}
+            if self._events is None:
+                self._open_events()
+            assert self._events is not None
+            address = self._events[1]
+            return {"event_port": address.port} if address.transport == "tcp" else {"event_url": str(address)}
+
+    def close(self) -> None:
+        """Publish nothing more; idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for signal in self._signals.values():
+                signal.publish_to(None)
+        if self._waker is not None and self._greeter is not None:
+            self._waker.wake()
+            self._greeter.join()
+            self._waker.close()
+        for opened in (self._plain, self._events):
+            if opened is not None:
+                opened[0].close()
+
+    def _open_events(self) -> None:
+        if self._address.transport == "tcp":
+            wanted = self._address.with_port(0)
+        else:
+            wanted = self._address.with_host(f"{self._address.host}.events")
+        self._events = server_socket(self._context, zmq.XPUB, wanted)
+        # Each subscription is passed up, also one that a client repeats after its connection broke.
+        self._events[0].setsockopt(zmq.XPUB_VERBOSE, 1)
+        self._waker = Waker()
+        self._greeter = threading.Thread(
+            target=self._greet, args=(self._events[0], self._waker), name="rpc-publisher", daemon=True
+        )
+        self._greeter.start()
+
+    def _hook(self, name: str) -> Any:
+        def publish(args: tuple[Any, ...]) -> None:
+            self._publish(name, args)
+
+        return publish
+
+    def _publish(self, name: str, args: tuple[Any, ...]) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            seq = self._seqs[name] + 1
+            if self._events is not None:
+                event = SignalEvent(self._epoch, seq, time.time(), list(args))
+                self._send(self._events[0], event_frames(name, event))
+                self._confirm(self._events[0])
+            if self._plain is not None:
+                self._send(self._plain[0], event_frames_v1(name, args))
+            self._seqs[name] = seq
+
+    def _send(self, socket: ZmqSocket, frames: Frames) -> None:
+        # Never blocks: a subscriber whose backlog is full loses the event, and sees the gap in the numbers.
+        for frame in frames[:-1]:
+            socket.send(frame, zmq.SNDMORE | zmq.NOBLOCK)
+        socket.send(frames[-1], zmq.NOBLOCK)
+
+    def _confirm(self, socket: ZmqSocket) -> None:
+        """Tell clients whose subscriptions have come that these are in force."""
+        while readable(socket):
+            request = socket.recv()
+            topic = request[1:]
+            # A client subscribes to its own topic after the signals, and one connection keeps the order.
+            if request[:1] == bytes([_SUBSCRIBED]) and topic[:1] == b"\0":
+                self._send(socket, confirmation_frames(topic, Subscribed(self._epoch, dict(self._seqs))))
+
+    def _greet(self, socket: ZmqSocket, waker: Waker) -> None:
+        watch = Watch(waker).add(socket)
+        try:
+            while not self._closed:
+                with self._lock:
+                    if not self._closed:
+                        self._confirm(socket)
+                watch.wait()
+        except zmq.ContextTerminated:
+            pass  # the server is ending
+        finally:
+            watch.close()
+
+
+def bound_signals(device: object, names: Iterable[str]) -> dict[str, BoundSignal]:
+    """The signals of a device object, by name."""
+    return {name: getattr(device, name) for name in names}

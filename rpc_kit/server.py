@@ -1,0 +1,341 @@
+"""RPCServer: what makes a device reachable."""
+
+import contextlib
+import logging
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import Any, Self
+
+import zmq
+
+from .addresses import Address, host_towards
+from .dispatch import Dispatcher, Handler
+from .endpoint import Endpoint
+from .interface import Interface, declared_names, refuse_reserved
+from .methods import DEFAULT_TIMEOUT, register_method_buffer, register_method_json
+from .publisher import Publisher, bound_signals
+from .registration import Registrar
+from .sockets import DRAIN_TIME, HARD_LIMIT, ZmqContext, server_socket
+from .systemd import Notifier
+from .wire import ReplyWriter
+
+logger = logging.getLogger(__name__)
+
+MAX_REQUEST = 64 << 20
+"""Largest request that is accepted unless the server says otherwise, bytes."""
+CLOSE_TIME = 10.0
+"""How long leaving a `with` block waits for the method that runs, s."""
+SWITCH_INTERVAL = 0.0005
+"""How often a busy pure-Python method lets the standby thread run, s."""
+
+
+class ServerEngine:
+    """All that a server owns; the device sees none of it."""
+
+    def __init__(
+        self,
+        device: "RPCServer",
+        context: ZmqContext,
+        url: str,
+        remote_stop: bool,
+        max_request: int,
+        control: Mapping[type, Handler],
+    ) -> None:
+        self.context = context
+        self.interface = Interface.of(type(device))
+        self.device_name = type(device).__name__
+        self.remote_stop = remote_stop
+        self.registrar: Registrar | None = None
+        self.registry_addr = ""
+        self.serving: threading.Thread | None = None
+        self.finished = threading.Event()
+        self.ended = False
+        self._state = threading.RLock()
+        epoch = secrets.token_hex(8)
+        wake_url = f"inproc://rpc-kit-{epoch}"
+        self._socket, self.address = server_socket(context, zmq.ROUTER, Address.parse(url))
+        try:
+            self._socket.bind(wake_url)
+            self.publisher = Publisher(
+                context, self.address, epoch, bound_signals(device, self.interface.signals)
+            )
+            dispatcher = Dispatcher(device, self.interface, self, ReplyWriter(epoch), control)
+            self.endpoint = Endpoint(self._socket, wake_url, dispatcher, max_request)
+        except BaseException:
+            self._socket.close()
+            raise
+        self.notifier = Notifier(self._is_healthy)
+
+    def server_name(self) -> str:
+        """Name of the server, as registered."""
+        return self.registrar.name if self.registrar is not None else self.device_name
+
+    def open_signals(self, version: int) -> dict[str, Any]:
+        """Where signals are published."""
+        return self.publisher.open(version)
+
+    def current_call(self) -> tuple[dict[str, Any] | None, int]:
+        """The running call, and how many are queued."""
+        return self.endpoint.current_call()
+
+    def request_stop(self) -> None:
+        """STOP_SERVER has come."""
+        if not self.remote_stop:
+            raise PermissionError("this server is not to be stopped remotely")
+        self.endpoint.stop()
+
+    def reachable_at(self, peer: Address | None) -> str:
+        """The url by which others connect; a wildcard is replaced by the own address towards `peer`."""
+        if not self.address.is_wildcard:
+            return str(self.address)
+        return str(self.address.with_host(host_towards(peer or Address("tcp", "192.0.2.1"))))
+
+    def serve(self, switch_interval: float | None) -> None:
+        """The body of serve_forever."""
+        with self._state:
+            if self.ended:
+                raise RuntimeError("this server has ended: make a new one")
+            if self.serving is not None:
+                raise RuntimeError("this server is being served already")
+            self.serving = threading.current_thread()
+        interval = sys.getswitchinterval()
+        try:
+            if switch_interval is not None:
+                sys.setswitchinterval(switch_interval)
+            with self._stop_on_signals():
+                self.notifier.ready()
+                self.endpoint.serve()
+        finally:
+            sys.setswitchinterval(interval)
+            self.close()
+
+    def stop(self) -> None:
+        """End serving, or close at once what is not served."""
+        with self._state:
+            if self.ended:
+                return
+            if self.serving is not None:
+                self.endpoint.stop()
+                return
+        self.close()
+
+    def close(self) -> None:
+        """Unregister and close everything; idempotent."""
+        with self._state:
+            if self.ended:
+                return
+            self.ended = True
+        self.notifier.stopping()
+        if self.registrar is not None:
+            self.registrar.stop()
+        self.publisher.close()
+        self._socket.close(linger=DRAIN_TIME)
+        self.endpoint.close()
+        self.finished.set()
+
+    def _is_healthy(self) -> bool:
+        """Whether the running call keeps to its declared time."""
+        call, _ = self.endpoint.current_call()
+        if call is None:
+            return True
+        method = self.interface.methods.get(call["member"])
+        limit = method.mark.timeout if method is not None else DEFAULT_TIMEOUT
+        return limit is None or bool(call["seconds"] * 1000 <= limit)
+
+    @contextlib.contextmanager
+    def _stop_on_signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT end the server, unless the program has handlers of its own."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            logger.info("stopping on %s", signal.Signals(number).name)
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            self.endpoint.stop()
+
+        defaults: dict[signal.Signals, Any] = {
+            signal.SIGTERM: signal.SIG_DFL,
+            signal.SIGINT: signal.default_int_handler,
+        }
+        taken = [number for number, default in defaults.items() if signal.getsignal(number) is default]
+        for number in taken:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number in taken:
+                signal.signal(number, defaults[number])
+
+
+class RPCServer:
+    """Mixin that serves a device: ``class CameraServer(Camera, RPCServer)``.
+
+    Parameters
+    ----------
+    context : zmq.Context
+    url : str
+        Where to listen: ``tcp://*:9000``, ``tcp://127.0.0.1:0`` for any free port, ``tcp://[::1]:9000``,
+        ``ipc://path``,
+        ``inproc://name``; without a port a random one from 10000 to 12000.
+    alive_timeout : float, default 60
+        Lease in the registry, s: so long after a crash the device is still listed.
+    remote_stop : bool, default True
+        Whether clients may stop the server.
+    max_request : int, default 64 MiB
+        Larger requests are refused, bytes; from 256 MiB on by closing the connection.
+
+    Raises
+    ------
+    OSError
+        When the url cannot be bound.
+    InterfaceError
+        When the class declares something that cannot be served.
+    """
+
+    register_method_json = staticmethod(register_method_json)
+    register_method_buffer = staticmethod(register_method_buffer)
+
+    _rpc: ServerEngine
+
+    def __init__(
+        self,
+        context: ZmqContext,
+        url: str,
+        alive_timeout: float = 60,
+        *,
+        remote_stop: bool = True,
+        max_request: int = MAX_REQUEST,
+    ) -> None:
+        if not 0 < max_request <= HARD_LIMIT:
+            raise ValueError(f"max_request is a number of bytes up to {HARD_LIMIT}, not {max_request}")
+        if not alive_timeout > 0:
+            raise ValueError(f"alive_timeout is a positive number of seconds, not {alive_timeout}")
+        self._alive_timeout = alive_timeout
+        self._rpc = ServerEngine(self, context, url, remote_stop, max_request, self._control_handlers())
+        super().__init__()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_reserved(declared_names(cls), cls)
+
+    def _control_handlers(self) -> Mapping[type, Handler]:
+        """Further messages that this server answers, also while a method runs; the registry has some."""
+        return {}
+
+    @property
+    def context(self) -> ZmqContext:
+        """The ZeroMQ context the server was made with."""
+        return self._rpc.context
+
+    @property
+    def url(self) -> str:
+        """Where the server listens, with the port it got."""
+        return str(self._rpc.address)
+
+    @property
+    def port(self) -> int | None:
+        """The port of a tcp url."""
+        return self._rpc.address.port
+
+    @property
+    def name(self) -> str:
+        """The name the registry accepted; before that the name of the class."""
+        return self._rpc.server_name()
+
+    @property
+    def uuid(self) -> str:
+        """What the registry knows the device by; empty before registration."""
+        return self._rpc.registrar.uuid if self._rpc.registrar is not None else ""
+
+    @property
+    def registry_addr(self) -> str:
+        """Url of the registry; empty before registration."""
+        return self._rpc.registry_addr
+
+    @property
+    def peer_addr(self) -> str:
+        """The url by which clients on other hosts connect; what the registry is told."""
+        return self._rpc.reachable_at(Address.parse(self.registry_addr) if self.registry_addr else None)
+
+    @property
+    def alive_timeout(self) -> float:
+        """Lease in the registry, s."""
+        return self._alive_timeout
+
+    def register_to_registry(self, type_: str, name: str, registry_url: str, overwrite: bool = True) -> str:
+        """Register the device and keep it registered while it is served.
+
+        Parameters
+        ----------
+        type_ : str
+            Device type, by which others look for it.
+        name : str
+            The proposed name; empty for ``<type>-0``.
+        overwrite : bool, default True
+            Take the name from whoever has it, as a restarted device does; else it gets ``<name>-1`` and so on.
+
+        Returns
+        -------
+        str
+            The accepted name.
+
+        Raises
+        ------
+        RegistryUnreachable
+            When the registry does not answer within 2 s; nothing is registered.
+        RuntimeError
+            When the server is registered already, or has ended.
+        """
+        engine = self._rpc
+        if engine.registrar is not None or engine.ended:
+            raise RuntimeError("a server that is registered, or has ended, cannot be registered")
+        addr = engine.reachable_at(Address.parse(registry_url))
+        engine.registrar = Registrar(
+            engine.context, type_, addr, name, registry_url, overwrite, self._alive_timeout
+        )
+        engine.registry_addr = registry_url
+        return engine.registrar.name
+
+    def serve_forever(self, switch_interval: float | None = SWITCH_INTERVAL) -> None:
+        """Serve on the calling thread, on which all methods of the device run, until the server is stopped.
+
+        In the main thread SIGTERM and SIGINT stop it, unless the program has handlers of its own. Afterwards the
+        device is unregistered and everything is closed.
+
+        Parameters
+        ----------
+        switch_interval : float or None, default 0.0005
+            Python's thread switch interval while serving, s, so that a busy method in pure Python does not delay the
+            answers to other clients; None leaves it alone.
+
+        Raises
+        ------
+        RuntimeError
+            When the server is served already, or has ended.
+        """
+        self._rpc.serve(switch_interval)
+
+    def stop_server(self) -> None:
+        """Stop serving after the running call; from any thread or signal handler, any number of times.
+
+        Calls that wait are answered with `ServerStopping`. A server that is not being served is closed at once.
+        """
+        self._rpc.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        engine = self._rpc
+        engine.stop()
+        if engine.serving is not threading.current_thread() and not engine.finished.wait(CLOSE_TIME):
+            logger.warning("%s still runs a method, and ends after it", self.name)
+
+    def __del__(self) -> None:
+        if "_rpc" in self.__dict__:
+            self._rpc.close()

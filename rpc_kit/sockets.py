@@ -1,0 +1,264 @@
+"""The only maker of ZeroMQ sockets, and how messages go through them frame by frame."""
+
+import os
+import random
+import selectors
+import socket
+from collections.abc import Sequence
+from typing import Any, Self
+
+import zmq
+
+from .addresses import RANDOM_PORTS, Address
+from .wire import MAX_FRAMES, Buffer
+
+ZmqContext = zmq.Context[zmq.Socket[bytes]]
+ZmqSocket = zmq.Socket[bytes]
+
+HARD_LIMIT = 256 << 20
+"""A connection that announces a larger frame is closed by libzmq, bytes."""
+ZERO_COPY = 128 << 10
+"""From this size on it pays to hand a buffer to libzmq without a copy, bytes; measured (benchmarks)."""
+EVENT_BACKLOG = 20_000
+"""Events kept for a subscriber that reads slowly."""
+DRAIN_TIME = 500
+"""How long replies under way may take after the server has closed its socket, ms."""
+
+_MORE, _RCVMORE = zmq.SNDMORE, zmq.RCVMORE
+
+Envelope = list[bytes]
+
+
+def make_socket(context: ZmqContext, kind: int, address: Address | None = None) -> ZmqSocket:
+    """A socket with the limits every socket of ours has; not yet bound or connected."""
+    made = context.socket(kind)
+    made.linger = 0
+    made.setsockopt(zmq.HANDSHAKE_IVL, 5000)
+    made.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    made.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
+    made.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
+    made.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+    if address is not None and address.is_ipv6:
+        made.setsockopt(zmq.IPV6, 1)
+    return made
+
+
+def server_socket(context: ZmqContext, kind: int, address: Address) -> tuple[ZmqSocket, Address]:
+    """A bound socket of kind ROUTER, PUB or XPUB, and the address with the port it got.
+
+    Raises
+    ------
+    OSError
+        When the address cannot be bound; names it.
+    """
+    made = make_socket(context, kind, address)
+    if kind == zmq.ROUTER:
+        made.setsockopt(zmq.MAXMSGSIZE, HARD_LIMIT)
+        made.setsockopt(zmq.BACKLOG, 1024)
+    else:
+        made.setsockopt(zmq.MAXMSGSIZE, 64 << 10)  # subscribers send topics only
+        made.sndhwm = EVENT_BACKLOG
+    try:
+        return made, _bind(made, address)
+    except BaseException:
+        made.close()
+        raise
+
+
+def _bind(made: ZmqSocket, address: Address) -> Address:
+    numeric = address.to_bind()
+    if address.transport != "tcp":
+        candidates = [address]
+    elif address.port is None:
+        candidates = [numeric.with_port(port) for port in random.sample(RANDOM_PORTS, 200)]
+    else:
+        candidates = [numeric]
+    for candidate in candidates:
+        try:
+            made.bind(_bind_text(candidate))
+        except zmq.ZMQError as exc:
+            if exc.errno == zmq.EADDRINUSE and candidate is not candidates[-1]:
+                continue
+            raise OSError(exc.errno, f"cannot bind to {candidate}: {exc.strerror}") from exc
+        break
+    if address.transport != "tcp":
+        return address
+    bound: Any = made.getsockopt(zmq.LAST_ENDPOINT)
+    return address.with_port(int(bound.rstrip(b"\0").rsplit(b":", 1)[1]))
+
+
+def _bind_text(address: Address) -> str:
+    return str(address.with_host("*") if address.is_wildcard else address)
+
+
+def client_socket(context: ZmqContext, kind: int, url: str) -> ZmqSocket:
+    """A connected socket of kind REQ or SUB.
+
+    Raises
+    ------
+    ValueError
+        When nothing can connect to such a url.
+    """
+    address = Address.parse(url)
+    if address.is_wildcard:
+        raise ValueError(f"{url!r} cannot be connected to: put the server's host name in the place of {address.host!r}")
+    if address.transport == "tcp" and not address.port:
+        raise ValueError(f"{url!r} has no port to connect to")
+    made = make_socket(context, kind, address)
+    made.setsockopt(zmq.RECONNECT_IVL, 20)
+    made.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    made.setsockopt(zmq.MAXMSGSIZE, -1)
+    if kind == zmq.SUB:
+        made.rcvhwm = EVENT_BACKLOG
+        # A connection that died without a word is noticed: events have no deadline that would show it.
+        made.setsockopt(zmq.HEARTBEAT_IVL, 1000)
+        made.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
+    try:
+        made.connect(str(address))
+    except zmq.ZMQError as exc:
+        made.close()
+        raise ValueError(f"{url!r} cannot be connected to: {exc.strerror}") from exc
+    return made
+
+
+def receive_request(router: ZmqSocket, flags: int = 0) -> tuple[Envelope, list[bytes]]:
+    """The envelope of a request (all of it is echoed, as REQ_CORRELATE adds a frame) and its body."""
+    receive, option = router.recv, router.getsockopt
+    envelope, body = [receive(flags)], [receive()]
+    while option(_RCVMORE):
+        if len(body) > MAX_FRAMES:
+            receive()  # counted as too many already
+        else:
+            body.append(receive())
+    # A REQ socket sends an empty frame between envelope and body, at most one frame from the start.
+    for place in range(min(len(body), 3)):
+        if not body[place]:
+            if place + 1 < len(body) or place:
+                return envelope + body[: place + 1], body[place + 1 :]
+            break
+    return envelope, body
+
+
+def send_reply(router: ZmqSocket, envelope: Envelope, frames: Sequence[Buffer]) -> None:
+    """Send a reply; a peer that is gone loses it, nobody waits."""
+    send = router.send
+    for part in envelope:
+        send(part, _MORE)
+    for frame in frames[:-1]:
+        send(frame, _MORE)
+    send_payload(router, frames[-1])
+
+
+def send_payload(made: ZmqSocket, frame: Buffer) -> None:
+    """Send a last frame; a large one without a copy when nobody can change it any more."""
+    if len(frame) < ZERO_COPY:
+        made.send(frame)
+    elif isinstance(frame, bytes) or (isinstance(frame, memoryview) and frame.readonly):
+        made.send(frame, copy=False)
+    else:
+        made.send(bytes(frame), copy=False)
+
+
+def receive_reply(made: ZmqSocket) -> list[Buffer]:
+    """The frames of a reply; further ones are views of the received data, without a copy."""
+    frames: list[Buffer] = [made.recv()]
+    while made.getsockopt(_RCVMORE):
+        frames.append(memoryview(made.recv(copy=False).buffer).toreadonly())
+    return frames
+
+
+def ask_once(context: ZmqContext, url: str, request: bytes, timeout: float) -> list[Buffer]:
+    """One request on a socket of its own.
+
+    Raises
+    ------
+    TimeoutError
+        When no reply comes within `timeout` seconds.
+    """
+    made = client_socket(context, zmq.REQ, url)
+    try:
+        made.rcvtimeo = made.sndtimeo = max(1, int(timeout * 1000))
+        made.send(request)
+        return receive_reply(made)
+    except zmq.Again:
+        raise TimeoutError(f"no reply from {url} within {timeout:g} s") from None
+    finally:
+        made.close()
+
+
+class Waker:
+    """Wakes a thread that waits on file descriptors: an eventfd, or a pair of sockets where there is none."""
+
+    def __init__(self) -> None:
+        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if hasattr(os, "eventfd") else -1
+        if self._event < 0:
+            self._reader, self._writer = socket.socketpair()
+            self._reader.setblocking(False)
+            self._writer.setblocking(False)
+
+    def fileno(self) -> int:
+        """What becomes readable."""
+        return self._event if self._event >= 0 else self._reader.fileno()
+
+    def wake(self) -> None:
+        """Make the waiting thread go on; from any thread, also from a signal handler."""
+        try:
+            if self._event >= 0:
+                os.eventfd_write(self._event, 1)
+            else:
+                self._writer.send(b"\0")
+        except BlockingIOError:
+            pass  # so many wake-ups are pending that one more says nothing new
+
+    def clear(self) -> None:
+        """Forget what woke."""
+        try:
+            if self._event >= 0:
+                os.eventfd_read(self._event)
+            else:
+                while self._reader.recv(4096):
+                    pass
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        """Give the file descriptors back."""
+        if self._event >= 0:
+            os.close(self._event)
+        else:
+            self._reader.close()
+            self._writer.close()
+
+
+class Watch:
+    """Waits for a Waker and for the edge-triggered descriptors of sockets; of one thread."""
+
+    def __init__(self, waker: Waker) -> None:
+        self._waker = waker
+        self._selector = getattr(selectors, "PollSelector", selectors.SelectSelector)()
+        self._selector.register(waker.fileno(), selectors.EVENT_READ)
+
+    def add(self, made: ZmqSocket) -> Self:
+        """Wait for that socket too."""
+        self._selector.register(made.fileno(), selectors.EVENT_READ)
+        return self
+
+    def remove(self, made: ZmqSocket) -> None:
+        """Wait for that socket no more."""
+        self._selector.unregister(made.fileno())
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Until something happens; a wake-up is cleared."""
+        for key, _ in self._selector.select(seconds):
+            if key.fd == self._waker.fileno():
+                self._waker.clear()
+
+    def close(self) -> None:
+        """Give the selector's descriptors back."""
+        self._selector.close()
+
+
+def readable(made: ZmqSocket) -> bool:
+    """Whether a message waits; to be asked again after every send, as the descriptor is edge-triggered."""
+    events: Any = made.getsockopt(zmq.EVENTS)
+    return bool(events & zmq.POLLIN)

@@ -1,0 +1,161 @@
+"""The client's thread that receives signals, notices lost ones, and subscribes again when the server has restarted."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+import zmq
+from msgspec import UNSET
+
+from .addresses import Address
+from .calls import Calls
+from .errors import ProtocolError, RPCError, ServerLost
+from .messages import InitSignals, SignalEvent, Subscribed
+from .sockets import Waker, Watch, ZmqContext, client_socket, readable, receive_reply
+from .wire import confirmation_topic, event_topic, failure_of, parse_published
+
+logger = logging.getLogger(__name__)
+
+HANDSHAKE_TIMEOUT = 5.0
+"""How long the server has to say where its signals are, and to confirm the subscription, s."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+"""Pauses between attempts to subscribe again, s."""
+
+Deliver = Callable[[str, list[object]], None]
+Resync = Callable[[set[str]], None]
+
+
+class RPCSignalReceiver(threading.Thread):
+    """Receives the signals of one server and hands each event on exactly once.
+
+    Parameters
+    ----------
+    calls
+        Asks the server where it publishes.
+    signals
+        Names of the signals to subscribe to.
+    deliver
+        Called on this thread with the name of a signal and its arguments.
+    resync
+        Called on this thread with the names of signals of which events were lost.
+    """
+
+    def __init__(
+        self, context: ZmqContext, calls: Calls, signals: Iterable[str], deliver: Deliver, resync: Resync
+    ) -> None:
+        super().__init__(name="rpc-receiver", daemon=True)
+        self.lost = 0
+        self.subscribed = threading.Event()
+        self._context = context
+        self._calls = calls
+        self._signals = list(signals)
+        self._deliver = deliver
+        self._resync = resync
+        self._waker = Waker()
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._ended = False
+        self._epoch = ""
+        self._seqs: dict[str, int] = {}
+        self._stale: set[str] = set()
+        self._confirmed = False
+
+    def run(self) -> None:
+        """Receive until `stop`; lost connections are made again."""
+        pause = SHORTEST_PAUSE
+        try:
+            while not self._stopped.is_set():
+                try:
+                    self._receive_from(self._published_at())
+                    pause = SHORTEST_PAUSE
+                except zmq.ContextTerminated:
+                    return
+                except (RPCError, OSError, ValueError) as exc:
+                    if self._stopped.is_set() or self._calls.closed:
+                        return
+                    logger.warning("no signals from %s: %s; next try in %.1f s", self._calls.url, exc, pause)
+                    self._stopped.wait(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+        finally:
+            with self._lock:
+                self._ended = True
+                self._waker.close()
+
+    def stop(self) -> None:
+        """End the thread, and wait for it unless it is the caller; idempotent."""
+        self._stopped.set()
+        with self._lock:
+            if not self._ended:
+                self._waker.wake()
+        if self.is_alive() and threading.current_thread() is not self:
+            self.join()
+
+    def _published_at(self) -> str:
+        reply, _ = self._calls.exchange(InitSignals(), HANDSHAKE_TIMEOUT, "INIT_SIGNALS_HANDLING")
+        if not reply.success:
+            raise failure_of(reply)
+        if reply.event_url is not UNSET:
+            return reply.event_url
+        if reply.event_port is UNSET:
+            raise ProtocolError("the server publishes no signals of protocol version 2")
+        return str(Address.parse(self._calls.url).with_port(reply.event_port))
+
+    def _receive_from(self, url: str) -> None:
+        """Subscribe, and receive until the connection is lost."""
+        socket = client_socket(self._context, zmq.SUB, url)
+        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        watch = Watch(self._waker)
+        try:
+            for name in self._signals:
+                socket.subscribe(event_topic(name))
+            # Last, so that its confirmation covers all the others.
+            socket.subscribe(confirmation_topic(self._calls.client_id))
+            watch.add(socket).add(monitor)
+            self._confirmed = False
+            deadline = time.monotonic() + HANDSHAKE_TIMEOUT
+            while not self._stopped.is_set():
+                while readable(socket) and not self._stopped.is_set():
+                    self._handle(*parse_published(receive_reply(socket)))
+                if readable(monitor):
+                    return
+                if self._stale:
+                    stale, self._stale = self._stale, set()
+                    self._resync(stale)
+                elif self._confirmed:
+                    watch.wait()
+                elif time.monotonic() > deadline:
+                    raise ServerLost(f"{url} did not confirm the subscription")
+                else:
+                    watch.wait(HANDSHAKE_TIMEOUT)
+        finally:
+            watch.close()
+            socket.disable_monitor()
+            monitor.close()
+            socket.close()
+
+    def _handle(self, name: str, event: SignalEvent | Subscribed) -> None:
+        if event.epoch != self._epoch:
+            if self._epoch:
+                logger.warning("%s was restarted: events may have been lost", self._calls.url)
+                self._stale.update(self._signals)
+            self._epoch, self._seqs = event.epoch, {}
+        if isinstance(event, Subscribed):
+            for signal in self._signals:
+                self._note(signal, event.seqs.get(signal, 0) + 1)
+                self._seqs[signal] = event.seqs.get(signal, 0)
+            self._confirmed = True
+            self.subscribed.set()
+        elif event.seq > self._seqs.get(name, 0):
+            self._note(name, event.seq)
+            self._seqs[name] = event.seq
+            self._deliver(name, event.args)
+
+    def _note(self, name: str, next_seq: int) -> None:
+        """Count the events between the last one and the next one."""
+        known = self._seqs.get(name)
+        if known is not None and next_seq > known + 1:
+            missing = next_seq - known - 1
+            self.lost += missing
+            self._stale.add(name)
+            logger.warning("%d events of signal %s of %s were lost", missing, name, self._calls.url)
