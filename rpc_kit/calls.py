@@ -2,21 +2,24 @@
 
 import os
 import secrets
-import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from itertools import count
+from typing import TypeVar
 
 import zmq
 from msgspec import UNSET
 
 from .errors import CallTimeout, ClientClosed, ProtocolError, ServerLost
-from .messages import Ping, Reply, Request, RequestId
-from .sockets import ZmqContext, ZmqSocket, client_socket, receive_reply
-from .wire import Frames, parse_reply, request_frame
+from .messages import Facts, Ping, Reply, Request, RequestId
+from .sockets import ZmqContext, ZmqSocket, client_socket, receive_rest
+from .wire import failure_of, parse_facts, parse_reply, request_frame
 
 LIVENESS = 3.0
 """Within this time the death of a server is noticed, s."""
+
+R = TypeVar("R", bound=Reply)
 
 _forks = 0
 
@@ -28,6 +31,16 @@ def _count_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_count_fork)
+
+
+class _Line:
+    """A REQ socket with the receive timeout it has, which costs much to ask for."""
+
+    __slots__ = ("socket", "wait")
+
+    def __init__(self, socket: ZmqSocket) -> None:
+        self.socket = socket
+        self.wait = -1
 
 
 class Calls:
@@ -52,15 +65,14 @@ class Calls:
         self._liveness = liveness
         self._slice = int(liveness * 1000 / 3)
         self._numbers = count(1)
-        self._idle: deque[ZmqSocket] = deque()
+        self._idle: deque[_Line] = deque()
         self._forks = _forks
-        self._lock = threading.Lock()
         self._closed = False
         # The url is tried here, so that a wrong one is an error at once.
         self._idle.append(self._connect())
 
-    def exchange(self, request: Request, timeout: float | None, what: str) -> tuple[Reply, Frames]:
-        """Send a request, wait for its reply.
+    def exchange(self, request: Request, timeout: float | None, what: str) -> tuple[Reply, list[memoryview]]:
+        """Send a call, wait for its reply and the buffers that come with it.
 
         Parameters
         ----------
@@ -82,58 +94,82 @@ class Calls:
         SerializationError
             When the request cannot be sent as JSON; the server was not asked.
         """
-        request_id = (self.client_id, next(self._numbers))
-        request.id = request_id
+        return self._exchange(request, timeout, what, parse_reply)
+
+    def ask(self, request: Request, timeout: float | None, what: str) -> Facts:
+        """Send a control message, wait for its reply; raises what `exchange` does, and what the server replies."""
+        facts, _ = self._exchange(request, timeout, what, parse_facts)
+        if not facts.success:
+            raise failure_of(facts)
+        return facts
+
+    def _exchange(
+        self, request: Request, timeout: float | None, what: str, parse: Callable[[bytes], R]
+    ) -> tuple[R, list[memoryview]]:
+        request_id = request.id = (self.client_id, next(self._numbers))
+        wait = self._slice
         if timeout is not None:
             request.timeout = timeout * 1000
+            wait = max(1, min(wait, int(request.timeout)))
         frame = request_frame(request)
-        socket = self._check_out()
-        keep = False
+        line = self._check_out()
         try:
-            socket.send(frame)
-            wait = self._slice if timeout is None else max(1, min(self._slice, int(timeout * 1000)))
-            if socket.rcvtimeo != wait:
-                socket.rcvtimeo = wait
+            if line.wait != wait:
+                line.socket.rcvtimeo = line.wait = wait
+            line.socket.send(frame)
             try:
-                frames = receive_reply(socket)
+                received = line.socket.recv()
             except zmq.Again:
                 deadline = None if timeout is None else time.monotonic() + timeout - wait / 1000
-                socket, frames = self._wait_on(socket, request_id, frame, deadline, what)
-            reply = parse_reply(frames)
+                self._wait_on(line, request_id, frame, deadline, what)
+                received = line.socket.recv()
+            reply = parse(received)
             # A server that could not even read the id replies without one.
             if reply.id != request_id and (reply.success or reply.id is not UNSET):
                 raise ProtocolError(f"{what}: the reply of {self.url} belongs to another request")
-            keep = True
-        except zmq.ContextTerminated:
-            raise ClientClosed("the context of this client has been terminated") from None
-        except zmq.Again:
-            raise ServerLost(f"{what}: nothing can be sent to {self.url}") from None
-        finally:
-            if keep:
-                self._check_in(socket)
-            else:
-                socket.close()
-        return reply, frames
+            buffers = receive_rest(line.socket) if reply.info is not UNSET else []
+        except zmq.ZMQError as exc:
+            line.socket.close()
+            raise self._translated(exc, what) from None
+        except BaseException:
+            line.socket.close()
+            raise
+        self._idle.append(line)
+        if self._closed:
+            self._close_idle()
+        return reply, buffers
+
+    def _translated(self, exc: zmq.ZMQError, what: str) -> Exception:
+        if isinstance(exc, zmq.ContextTerminated):
+            return ClientClosed(f"{what}: the context of this client has been terminated")
+        return ServerLost(f"{what}: nothing can be exchanged with {self.url}: {exc}")
 
     def close(self) -> None:
         """Close the sockets; calls that wait in other threads end within a third of `liveness`. Idempotent."""
-        with self._lock:
-            self._closed = True
-            if self._forks == _forks:
-                while self._idle:
-                    self._idle.pop().close()
+        self._closed = True
+        self._close_idle()
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
 
-    def _connect(self) -> ZmqSocket:
+    def _close_idle(self) -> None:
+        if self._forks != _forks:
+            return  # the sockets are those of the parent process
+        while True:
+            try:
+                line = self._idle.pop()
+            except IndexError:
+                return
+            line.socket.close()
+
+    def _connect(self) -> _Line:
         made = client_socket(self._context, zmq.REQ, self.url)
         made.sndtimeo = self._slice
-        return made
+        return _Line(made)
 
-    def _check_out(self) -> ZmqSocket:
+    def _check_out(self) -> _Line:
         if self._closed:
             raise ClientClosed("this client is closed")
         if self._forks != _forks:
@@ -143,33 +179,23 @@ class Calls:
         except IndexError:
             return self._connect()
 
-    def _check_in(self, socket: ZmqSocket) -> None:
-        with self._lock:
-            if not self._closed:
-                self._idle.append(socket)
-                return
-        socket.close()
-
     def _wait_on(
-        self, socket: ZmqSocket, request_id: RequestId, frame: bytes, deadline: float | None, what: str
-    ) -> tuple[ZmqSocket, Frames]:
+        self, line: _Line, request_id: RequestId, frame: bytes, deadline: float | None, what: str
+    ) -> None:
         """Go on waiting: ask on a second socket whether the server is alive, and repeat a request that got lost."""
         probe: ZmqSocket | None = None
         lost = False
         try:
-            while not socket.poll(self._left(deadline, what, self._slice if probe else 0)):
+            while not line.socket.poll(self._left(deadline, what, self._slice if probe else 0)):
                 if lost:
                     # The reply, or the request, went down with a connection. The id makes repeating it safe.
-                    socket.close()
-                    socket = self._connect()
-                    socket.send(frame)
-                probe = probe or self._connect()
-                alive = self._ask(probe, socket, request_id, deadline, what)
+                    line.socket.close()
+                    line.socket = self._connect().socket
+                    line.wait = -1
+                    line.socket.send(frame)
+                probe = probe or self._connect().socket
+                alive = self._is_alive(probe, line.socket, request_id, deadline, what)
                 lost = alive is not None and alive.call in ("done", "unknown")
-            return socket, receive_reply(socket)
-        except BaseException:
-            socket.close()
-            raise
         finally:
             if probe is not None:
                 probe.close()
@@ -191,9 +217,9 @@ class Calls:
             raise CallTimeout(f"{what}: no reply from {self.url} in time; it may still be running")
         return min(most, int(left * 1000) + 1)
 
-    def _ask(
+    def _is_alive(
         self, probe: ZmqSocket, socket: ZmqSocket, request_id: RequestId, deadline: float | None, what: str
-    ) -> Reply | None:
+    ) -> Facts | None:
         """What the server says of a call; None when its reply has come meanwhile.
 
         Raises
@@ -211,7 +237,7 @@ class Calls:
         if probe not in ready:
             self._left(deadline, what, 0)
             raise ServerLost(f"{what}: {self.url} has not answered for {self._liveness:g} s; it may have been executed")
-        alive = parse_reply(receive_reply(probe))
+        alive = parse_facts(probe.recv())
         if self.epoch and alive.epoch is not UNSET and alive.epoch != self.epoch:
             raise ServerLost(f"{what}: {self.url} was restarted during the call; it may have been executed")
         return alive

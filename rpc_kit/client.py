@@ -11,12 +11,12 @@ from msgspec import UNSET
 from .calls import LIVENESS, Calls
 from .errors import CallTimeout, ClientClosed, NoResult, ProtocolError, RPCError
 from .interface import Interface, Method, Property, refuse_reserved
-from .messages import GetInventory, MethodCall, Params, PropertyGet, PropertySet, Reply, Request, StopServer
+from .messages import Facts, GetInventory, MethodCall, Params, PropertyGet, PropertySet, Reply, StopServer
 from .properties import RPCProperty
 from .signals import BoundSignal
 from .sockets import ZmqContext
 from .subscriber import HANDSHAKE_TIMEOUT, RPCSignalReceiver
-from .wire import Frames, failure_of
+from .wire import failure_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,25 +65,25 @@ class ClientEngine:
     def call(self, method: Method, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Call a method; the result is converted to the interface's annotation."""
         try:
-            reply, frames = self._exchange_call(method.name, args, kwargs)
+            reply, buffers = self._exchange_call(method.name, args, kwargs)
             if not reply.success:
                 raise failure_of(reply)
         except RPCError as exc:
             return self._failed(exc)
-        return self._result(method, reply, frames)
+        return self._result(method, reply, buffers)
 
     def execute(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[bool, Any]:
         """Call a method by name, without raising what the device raises."""
-        reply, frames = self._exchange_call(name, args, kwargs)
+        reply, buffers = self._exchange_call(name, args, kwargs)
         if not reply.success:
             return False, (reply.error, reply.traceback)
         method = self.interface.methods.get(name)
-        return True, reply.result if method is None else self._result(method, reply, frames)
+        return True, reply.result if method is None else self._result(method, reply, buffers)
 
     def read(self, member: Property) -> Any:
         """Read a property."""
         try:
-            reply = self.request(PropertyGet(property=member.name), member.name)
+            reply = self._exchange_property(PropertyGet(property=member.name))
         except RPCError as exc:
             return self._failed(exc)
         try:
@@ -93,20 +93,11 @@ class ClientEngine:
 
     def write(self, member: Property, value: Any) -> None:
         """Write a property."""
-        self.request(PropertySet(property=member.name, value=value), member.name)
+        self._exchange_property(PropertySet(property=member.name, value=value))
 
-    def request(self, request: Request, what: str) -> Reply:
-        """Exchange a request that has the client's own timeout.
-
-        Raises
-        ------
-        RPCError
-            What the server answers, or does not.
-        """
-        reply, _ = self.calls.exchange(request, self.timeout, what)
-        if not reply.success:
-            raise failure_of(reply)
-        return reply
+    def stop_server(self) -> None:
+        """Stop the server."""
+        self.calls.ask(StopServer(), self.timeout, "STOP_SERVER")
 
     def close(self) -> None:
         """Close everything; idempotent."""
@@ -114,9 +105,9 @@ class ClientEngine:
         if self.receiver is not None:
             self.receiver.stop()
 
-    def _inventory(self) -> Reply:
+    def _inventory(self) -> Facts:
         try:
-            inventory = self.request(GetInventory(), "GET_INVENTORY")
+            inventory = self.calls.ask(GetInventory(), self.timeout, "GET_INVENTORY")
         except CallTimeout as exc:
             raise CallTimeout(
                 f"no inventory from {self.calls.url} within {self.timeout:g} s: is a server running there?"
@@ -126,15 +117,21 @@ class ClientEngine:
         self.calls.epoch = inventory.epoch
         return inventory
 
-    def _exchange_call(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[Reply, Frames]:
+    def _exchange_call(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[Reply, list[memoryview]]:
         request = MethodCall(method=name, params=Params(args, kwargs))
         return self.calls.exchange(request, self._timeouts.get(name, self.timeout), name)
 
-    def _result(self, method: Method, reply: Reply, frames: Frames) -> Any:
+    def _exchange_property(self, request: PropertyGet | PropertySet) -> Reply:
+        reply, _ = self.calls.exchange(request, self.timeout, request.property)
+        if not reply.success:
+            raise failure_of(reply)
+        return reply
+
+    def _result(self, method: Method, reply: Reply, buffers: list[memoryview]) -> Any:
         if method.is_buffer:
-            if len(frames) != 2 or reply.info is UNSET:
+            if len(buffers) != 1:
                 raise ProtocolError(f"{method.name}(): the reply holds no buffer")
-            return frames[1], reply.info
+            return buffers[0], reply.info
         try:
             return method.load_result(reply.result)
         except TypeError as exc:
@@ -160,7 +157,7 @@ class ClientEngine:
         for member in self.interface.properties.values():
             if member.notify in names:
                 try:
-                    value = self.request(PropertyGet(property=member.name), member.name).value
+                    value = self._exchange_property(PropertyGet(property=member.name)).value
                 except RPCError as exc:
                     logger.warning("%s cannot be read after lost events: %s", member.name, exc)
                 else:
@@ -288,7 +285,7 @@ class RPCClient(_Base):  # type: ignore[misc]
         PermissionError
             When the server does not allow it.
         """
-        self._rpc.request(StopServer(), "STOP_SERVER")
+        self._rpc.stop_server()
 
     def close(self) -> None:
         """Close the client; calls that wait in other threads end with `ClientClosed`. Idempotent."""

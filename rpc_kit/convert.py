@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 Load = Callable[[Any], Any]
+T = TypeVar("T")
 
 _UNIONS = (Union, types.UnionType)
 _SEQUENCES: dict[Any, Callable[[Iterable[Any]], Any]] = {
@@ -242,7 +243,8 @@ def _from_plain(expected: type, value: Any) -> Any:
     raise TypeError(f"expected {type_text(expected)}, got {type_text(type(value))}")
 
 
-_encoder = msgspec.json.Encoder(enc_hook=_to_plain)
+encode_null = msgspec.json.Encoder(enc_hook=_to_plain).encode
+"""As encode_json, for values without floats: a non-finite one would become null."""
 
 
 def encode_json(value: Any) -> bytes:
@@ -256,7 +258,7 @@ def encode_json(value: Any) -> bytes:
         When it is nested too deep, or holds text that is not Unicode.
     """
     try:
-        text = _encoder.encode(value)
+        text = encode_null(value)
         # msgspec writes a non-finite float as null: where there is a null, the slower way finds out which it was.
         if b"null" not in text:
             return text
@@ -265,7 +267,7 @@ def encode_json(value: Any) -> bytes:
         raise ValueError("the value is nested too deep, or contains itself") from exc
 
 
-def decode_json(text: bytes | bytearray | memoryview, decoder: "msgspec.json.Decoder[Any]") -> Any:
+def decode_json(text: bytes | bytearray | memoryview, decoder: "msgspec.json.Decoder[T]") -> T:
     """What `decoder` makes of `text`, NaN and infinities included.
 
     Raises
@@ -281,7 +283,8 @@ def decode_json(text: bytes | bytearray | memoryview, decoder: "msgspec.json.Dec
         raw = bytes(text)
         if b"NaN" not in raw and b"Infinity" not in raw:
             raise
-        return msgspec.convert(_loads(raw), decoder.type, str_keys=True)
+        converted: T = msgspec.convert(_loads(raw), decoder.type, str_keys=True)
+        return converted
     except RecursionError as exc:
         raise ValueError("the JSON text is nested too deep") from exc
 

@@ -94,7 +94,7 @@ class Dispatcher:
 
     def is_call(self, request: AnyRequest) -> bool:
         """Whether the request runs code of the device; all others are answered at once, by any thread."""
-        if isinstance(request, MethodCall):
+        if type(request) is MethodCall:
             return request.method in self._interface.methods
         return isinstance(request, (PropertyGet, PropertySet)) and request.property in self._interface.properties
 
@@ -187,7 +187,7 @@ class Dispatcher:
 
 def member_of(request: AnyRequest) -> str:
     """The member that a call names; empty for all other requests."""
-    if isinstance(request, MethodCall):
+    if type(request) is MethodCall:
         return request.method
     return request.property if isinstance(request, (PropertyGet, PropertySet)) else ""
 

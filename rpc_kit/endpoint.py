@@ -9,11 +9,10 @@ import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import zmq
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from .dispatch import Dispatcher, member_of
 from .errors import ReplyLost, ServerBusy, ServerStopping
@@ -35,8 +34,7 @@ MAX_QUEUED_BYTES = 256 << 20
 """How large the waiting calls may be together."""
 
 
-@dataclass(slots=True)
-class Call:
+class Call(Struct):
     """A request that waits for the device."""
 
     envelope: Envelope
@@ -73,11 +71,12 @@ class Endpoint:
         self._stopping = False
         # Read and written by both threads without a lock: each is one reference, and a late look costs one tick.
         self._running: Call | None = None
+        self._serial = 0
         self._started = 0.0
         self._handed_over = False
         self._taken = False
         self._asleep = False
-        self._slow: dict[str, bool] = {}
+        self._slow: set[str] = set()
 
     def serve(self) -> None:
         """Answer requests on the calling thread until `stop`; whoever still waits then gets an error reply."""
@@ -122,10 +121,12 @@ class Endpoint:
         """The next call, waited for if need be; None when what came needs no device."""
         if self._queue:
             self._drain()  # control messages do not queue behind calls
-            return self._queue.popleft()
+            call = self._queue.popleft()
+            self._queued_bytes -= call.size
+            return call
         return self._take(*receive_request(self._socket))
 
-    def _take(self, envelope: Envelope, frames: list[bytes]) -> Call | None:
+    def _take(self, envelope: Envelope, frames: Frames) -> Call | None:
         """A request that the device has to answer; None when it needs no device."""
         request = parse_request(frames, self._max_request)
         if not self._dispatcher.is_call(request):
@@ -156,29 +157,30 @@ class Endpoint:
 
     def _run(self, call: Call) -> None:
         """Execute a call, with the socket given away meanwhile."""
-        member = member_of(call.request)
-        self._queued_bytes -= call.size if self._queued_bytes else 0
-        limit = call.request.timeout
-        if limit is not UNSET and time.monotonic() - call.arrived > limit / 1000:
-            self._reply(call, self._dispatcher.expired(call.request))
-            return
+        request = call.request
+        member = member_of(request)
         started = self._started = time.monotonic()
-        self._handed_over = self._slow.get(member, False)
+        if request.timeout is not UNSET and (started - call.arrived) * 1000 > request.timeout:
+            self._reply(call, self._dispatcher.expired(request))
+            return
+        self._handed_over = member in self._slow
+        self._serial += 1
         self._running = call
         self._own.release()
         try:
             if self._handed_over or self._asleep:
                 self._waker.wake()
-            frames = self._dispatcher.answer(call.request)
+            frames = self._dispatcher.answer(request)
         finally:
             self._own.acquire()
             self._running = None
         if self._taken:
             self._waker.wake()
         self._reply(call, frames)
-        slow = time.monotonic() - started > SLOW
-        if slow or member in self._slow:
-            self._slow[member] = slow
+        if time.monotonic() - started > SLOW:
+            self._slow.add(member)
+        elif self._handed_over:
+            self._slow.discard(member)
 
     def _reply(self, call: Call, frames: Frames) -> None:
         send_reply(self._socket, call.envelope, frames)
@@ -204,22 +206,22 @@ class Endpoint:
 
     def _stand_by(self) -> None:
         watch = Watch(self._waker)
-        last, quiet = None, 0
+        last, quiet = 0, 0
         try:
             while not self._stopping or self._running is not None:
                 if quiet > QUIET_TICKS:
                     self._asleep = True
-                    if self._running is last:
+                    if self._serial == last:
                         watch.wait()
                     self._asleep, quiet = False, 0
                 else:
                     watch.wait(TICK)
-                running = self._running
-                if running is not None and (running is last or self._handed_over):
+                running, serial = self._running, self._serial
+                if running is not None and (serial == last or self._handed_over):
                     self._stand_in(running, watch)
                     quiet = 0
-                quiet = quiet + 1 if running is last else 0
-                last = running
+                quiet = quiet + 1 if serial == last else 0
+                last = serial
         except Exception:
             logger.exception("the standby thread failed: control messages wait for running methods from now on")
         finally:

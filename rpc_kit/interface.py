@@ -41,7 +41,7 @@ class Method:
         plain = [each for each in parameters if each.kind in _POSITIONAL]
         self._required = sum(each.default is each.empty for each in plain)
         if len(plain) == len(parameters):
-            self._positional = [(each.name, self._loads[each.name]) for each in plain]
+            self._positional = [self._loads[each.name] for each in plain]
         else:
             self._positional, self._required = [], len(parameters) + 1
 
@@ -66,15 +66,12 @@ class Method:
         TypeError
             On a wrong count, name or type; names the parameter, the expected and the given type.
         """
-        if kwargs or not self._required <= len(args) <= len(self._positional):
-            return self._bind_any(args, kwargs)
-        converted = []
-        for (name, load), value in zip(self._positional, args):
+        if not kwargs and self._required <= len(args) <= len(self._positional):
             try:
-                converted.append(load(value))
-            except TypeError as exc:
-                raise TypeError(f"{self.name}(): argument {name!r}: {exc}") from exc
-        return converted, kwargs
+                return [load(value) for load, value in zip(self._positional, args)], kwargs
+            except TypeError:
+                pass  # the slower way finds out which argument it was
+        return self._bind_any(args, kwargs)
 
     def _bind_any(self, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         try:

@@ -128,7 +128,7 @@ AnyRequest = Request | Malformed
 
 
 class Reply(Struct):
-    """What a client reads of any reply; keys that were not sent are UNSET."""
+    """What a client reads of the reply to a call; keys that were not sent are UNSET."""
 
     success: bool = True
     id: RequestId | UnsetType = UNSET
@@ -139,6 +139,11 @@ class Reply(Struct):
     error: str = ""
     error_type: str = ""
     traceback: str = ""
+
+
+class Facts(Reply):
+    """What a client reads of the reply to a control message."""
+
     call: str = ""
     busy: Any = None
     queued: int = 0

@@ -10,7 +10,7 @@ from typing import Any, Self
 import zmq
 
 from .addresses import RANDOM_PORTS, Address
-from .wire import MAX_FRAMES, Buffer
+from .wire import MAX_FRAMES, Buffer, Frames
 
 ZmqContext = zmq.Context[zmq.Socket[bytes]]
 ZmqSocket = zmq.Socket[bytes]
@@ -24,7 +24,7 @@ EVENT_BACKLOG = 20_000
 DRAIN_TIME = 500
 """How long replies under way may take after the server has closed its socket, ms."""
 
-_MORE, _RCVMORE = zmq.SNDMORE, zmq.RCVMORE
+_MORE = zmq.SNDMORE
 
 Envelope = list[bytes]
 
@@ -121,22 +121,34 @@ def client_socket(context: ZmqContext, kind: int, url: str) -> ZmqSocket:
     return made
 
 
-def receive_request(router: ZmqSocket, flags: int = 0) -> tuple[Envelope, list[bytes]]:
+def receive_request(router: ZmqSocket, flags: int = 0) -> tuple[Envelope, Frames]:
     """The envelope of a request (all of it is echoed, as REQ_CORRELATE adds a frame) and its body."""
-    receive, option = router.recv, router.getsockopt
-    envelope, body = [receive(flags)], [receive()]
-    while option(_RCVMORE):
-        if len(body) > MAX_FRAMES:
-            receive()  # counted as too many already
-        else:
-            body.append(receive())
-    # A REQ socket sends an empty frame between envelope and body, at most one frame from the start.
-    for place in range(min(len(body), 3)):
-        if not body[place]:
-            if place + 1 < len(body) or place:
-                return envelope + body[: place + 1], body[place + 1 :]
-            break
-    return envelope, body
+    identity = router.recv(flags)
+    frame = router.recv(copy=False)
+    if not frame.more:
+        return [identity], [frame.buffer]
+    if not len(frame):
+        # The usual case: a REQ socket puts an empty frame between envelope and body.
+        body = router.recv(copy=False)
+        if not body.more:
+            return [identity, b""], [body.buffer]
+        return [identity, b""], _rest(router, [body.buffer])
+    frames = _rest(router, [frame.buffer])
+    # With REQ_CORRELATE the empty frame comes second. A DEALER may send none at all.
+    if not len(frames[1]):
+        return [identity, bytes(frames[0]), b""], frames[2:]
+    return [identity], frames
+
+
+def _rest(made: ZmqSocket, frames: Frames) -> Frames:
+    """The frames with those that follow; of too many some are dropped, and they are too many still."""
+    more = True
+    while more:
+        frame = made.recv(copy=False)
+        more = frame.more
+        if len(frames) <= MAX_FRAMES:
+            frames.append(frame.buffer)
+    return frames
 
 
 def send_reply(router: ZmqSocket, envelope: Envelope, frames: Sequence[Buffer]) -> None:
@@ -146,28 +158,21 @@ def send_reply(router: ZmqSocket, envelope: Envelope, frames: Sequence[Buffer]) 
         send(part, _MORE)
     for frame in frames[:-1]:
         send(frame, _MORE)
-    send_payload(router, frames[-1])
-
-
-def send_payload(made: ZmqSocket, frame: Buffer) -> None:
-    """Send a last frame; a large one without a copy when nobody can change it any more."""
-    if len(frame) < ZERO_COPY:
-        made.send(frame)
-    elif isinstance(frame, bytes) or (isinstance(frame, memoryview) and frame.readonly):
-        made.send(frame, copy=False)
+    last = frames[-1]
+    if len(last) < ZERO_COPY:
+        send(last)
     else:
-        made.send(bytes(frame), copy=False)
+        # Without a copy only when nobody can change it any more.
+        fixed = isinstance(last, bytes) or (isinstance(last, memoryview) and last.readonly)
+        send(last if fixed else bytes(last), copy=False)
 
 
-def receive_reply(made: ZmqSocket) -> list[Buffer]:
-    """The frames of a reply; further ones are views of the received data, without a copy."""
-    frames: list[Buffer] = [made.recv()]
-    while made.getsockopt(_RCVMORE):
-        frames.append(memoryview(made.recv(copy=False).buffer).toreadonly())
-    return frames
+def receive_rest(made: ZmqSocket) -> list[memoryview]:
+    """The frames that follow one that was received: read-only views of the data, without a copy."""
+    return [memoryview(view).toreadonly() for view in _rest(made, [])] if made.getsockopt(zmq.RCVMORE) else []
 
 
-def ask_once(context: ZmqContext, url: str, request: bytes, timeout: float) -> list[Buffer]:
+def ask_once(context: ZmqContext, url: str, request: bytes, timeout: float) -> bytes:
     """One request on a socket of its own.
 
     Raises
@@ -179,7 +184,7 @@ def ask_once(context: ZmqContext, url: str, request: bytes, timeout: float) -> l
     try:
         made.rcvtimeo = made.sndtimeo = max(1, int(timeout * 1000))
         made.send(request)
-        return receive_reply(made)
+        return made.recv()
     except zmq.Again:
         raise TimeoutError(f"no reply from {url} within {timeout:g} s") from None
     finally:

@@ -12,8 +12,8 @@ from .addresses import Address
 from .calls import Calls
 from .errors import ProtocolError, RPCError, ServerLost
 from .messages import InitSignals, SignalEvent, Subscribed
-from .sockets import Waker, Watch, ZmqContext, client_socket, readable, receive_reply
-from .wire import confirmation_topic, event_topic, failure_of, parse_published
+from .sockets import Waker, Watch, ZmqContext, client_socket, readable, receive_rest
+from .wire import confirmation_topic, event_topic, parse_published
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +92,7 @@ class RPCSignalReceiver(threading.Thread):
             self.join()
 
     def _published_at(self) -> str:
-        reply, _ = self._calls.exchange(InitSignals(), HANDSHAKE_TIMEOUT, "INIT_SIGNALS_HANDLING")
-        if not reply.success:
-            raise failure_of(reply)
+        reply = self._calls.ask(InitSignals(), HANDSHAKE_TIMEOUT, "INIT_SIGNALS_HANDLING")
         if reply.event_url is not UNSET:
             return reply.event_url
         if reply.event_port is UNSET:
@@ -116,7 +114,7 @@ class RPCSignalReceiver(threading.Thread):
             deadline = time.monotonic() + HANDSHAKE_TIMEOUT
             while not self._stopped.is_set():
                 while readable(socket) and not self._stopped.is_set():
-                    self._handle(*parse_published(receive_reply(socket)))
+                    self._handle(*parse_published([socket.recv(), *receive_rest(socket)]))
                 if readable(monitor):
                     return
                 if self._stale:

@@ -3,18 +3,31 @@
 import operator
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from . import messages
-from .convert import decode_json, encode_json
+from .convert import decode_json, encode_json, encode_null
 from .errors import MessageTooLarge, ProtocolError, SerializationError, remote_error
-from .messages import AnyRequest, EventType, Malformed, MethodCall, Reply, Request, RequestId, RPCEvents, SignalEvent
+from .messages import (
+    AnyRequest,
+    EventType,
+    Facts,
+    Malformed,
+    MethodCall,
+    Reply,
+    Request,
+    RequestId,
+    RPCEvents,
+    SignalEvent,
+    Subscribed,
+)
 
 Buffer = bytes | bytearray | memoryview
 Frames = list[Buffer]
+T = TypeVar("T")
 
 MAX_FRAMES = 64
 """More frames than this in one request are not even kept for the error reply."""
@@ -30,8 +43,9 @@ _requests: "msgspec.json.Decoder[Request]" = msgspec.json.Decoder(
 )  # fmt: skip
 _EVENTS = {*map(str, RPCEvents), *map(str, EventType)}
 _replies = msgspec.json.Decoder(Reply)
+_facts = msgspec.json.Decoder(Facts)
 _events = msgspec.json.Decoder(SignalEvent)
-_subscribed = msgspec.json.Decoder(messages.Subscribed)
+_subscribed = msgspec.json.Decoder(Subscribed)
 _registry_replies = msgspec.json.Decoder(dict[str, Any])
 _anything = msgspec.json.Decoder()
 
@@ -135,9 +149,6 @@ class _PropertyValue(Struct):
     epoch: str | UnsetType = UNSET
 
 
-_NOTHING = _MethodResult(True, None)
-
-
 class ReplyWriter:
     """Makes the reply frames of one server run; a request without an id is answered in version 1 exactly.
 
@@ -149,7 +160,6 @@ class ReplyWriter:
 
     def __init__(self, epoch: str) -> None:
         self.epoch = epoch
-        self._encode = msgspec.json.Encoder().encode
 
     def result(self, request: MethodCall, value: Any) -> Frames:
         """Success of a JSON method; raises TypeError or ValueError when `value` cannot be sent."""
@@ -157,7 +167,7 @@ class ReplyWriter:
             reply = _MethodResult(True, value)
         else:
             reply = _MethodResult(True, value, request.id, self.epoch)
-        return [self._encode(reply) if value is None else encode_json(reply)]
+        return [encode_null(reply) if value is None else encode_json(reply)]
 
     def buffer(self, request: MethodCall, payload: Buffer, info: dict[str, Any]) -> Frames:
         """Success of a buffer method; raises TypeError or ValueError when `info` cannot be sent."""
@@ -194,19 +204,33 @@ def _valid(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def parse_reply(frames: Sequence[Buffer]) -> Reply:
-    """The reply that the first frame holds.
+def parse_reply(frame: Buffer) -> Reply:
+    """The reply to a call; frame 0 of it, if there are more.
 
     Raises
     ------
     ProtocolError
         When it is none.
     """
+    return _parse(frame, _replies, "a reply")
+
+
+def parse_facts(frame: Buffer) -> Facts:
+    """The reply to a control message.
+
+    Raises
+    ------
+    ProtocolError
+        When it is none.
+    """
+    return _parse(frame, _facts, "a reply")
+
+
+def _parse(frame: Buffer, decoder: "msgspec.json.Decoder[T]", what: str) -> T:
     try:
-        reply: Reply = decode_json(frames[0], _replies)
-    except Exception as exc:
-        raise ProtocolError(f"not a reply: {exc}") from exc
-    return reply
+        return decode_json(frame, decoder)
+    except ValueError as exc:
+        raise ProtocolError(f"not {what}: {exc}") from exc
 
 
 def failure_of(reply: Reply) -> Exception:
@@ -237,12 +261,12 @@ def event_frames_v1(signal: str, args: Sequence[Any]) -> Frames:
     return [encode_json({"event": RPCEvents.EMIT_SIGNAL, "signal": signal, "args": args, "blocking": False})]
 
 
-def confirmation_frames(topic: bytes, subscribed: messages.Subscribed) -> Frames:
+def confirmation_frames(topic: bytes, subscribed: Subscribed) -> Frames:
     """Frames of the confirmation of a subscription."""
     return [topic, encode_json(subscribed)]
 
 
-def parse_published(frames: Sequence[Buffer]) -> tuple[str, SignalEvent | messages.Subscribed]:
+def parse_published(frames: Sequence[Buffer]) -> tuple[str, SignalEvent | Subscribed]:
     """Signal name (empty for a confirmation) and event.
 
     Raises
@@ -250,13 +274,12 @@ def parse_published(frames: Sequence[Buffer]) -> tuple[str, SignalEvent | messag
     ProtocolError
         When the frames are neither.
     """
-    try:
-        topic, body = bytes(frames[0]), frames[1]
-        if topic.startswith(b"\0"):
-            return "", decode_json(body, _subscribed)
-        return topic[:-1].decode(), decode_json(body, _events)
-    except Exception as exc:
-        raise ProtocolError(f"not an event: {exc}") from exc
+    if len(frames) != 2:
+        raise ProtocolError(f"not an event: {len(frames)} frames")
+    topic, body = bytes(frames[0]), frames[1]
+    if topic.startswith(b"\0"):
+        return "", _parse(body, _subscribed, "a confirmation")
+    return topic[:-1].decode(errors="replace"), _parse(body, _events, "an event")
 
 
 def registry_frame(event: EventType, payload: dict[str, Any]) -> bytes:
@@ -264,7 +287,7 @@ def registry_frame(event: EventType, payload: dict[str, Any]) -> bytes:
     return encode_json({"event": event, "payload": payload})
 
 
-def parse_registry_reply(frames: Sequence[Buffer]) -> dict[str, Any]:
+def parse_registry_reply(frame: Buffer) -> dict[str, Any]:
     """Payload of a reply of the registry.
 
     Raises
@@ -272,10 +295,7 @@ def parse_registry_reply(frames: Sequence[Buffer]) -> dict[str, Any]:
     ProtocolError
         When it is none.
     """
-    try:
-        payload = decode_json(frames[0], _registry_replies)["payload"]
-    except Exception as exc:
-        raise ProtocolError(f"not a reply of a registry: {exc}") from exc
+    payload = _parse(frame, _registry_replies, "a reply of a registry").get("payload")
     if not isinstance(payload, dict):
         raise ProtocolError("not a reply of a registry: its payload is no object")
     return payload
