@@ -13,8 +13,8 @@ from msgspec import UNSET
 
 from .errors import CallTimeout, ClientClosed, ProtocolError, ServerLost
 from .messages import Facts, Ping, Reply, Request, RequestId
-from .sockets import ZmqContext, ZmqSocket, client_socket, receive_rest
-from .wire import failure_of, parse_facts, parse_reply, request_frame
+from .sockets import ZmqContext, ZmqSocket, client_socket, receive_rest, send_frame
+from .wire import failure_of, parse_facts, request_frame
 
 LIVENESS = 3.0
 """Within this time the death of a server is noticed, s."""
@@ -71,8 +71,17 @@ class Calls:
         # The url is tried here, so that a wrong one is an error at once.
         self._idle.append(self._connect())
 
-    def exchange(self, request: Request, timeout: float | None, what: str) -> tuple[Reply, list[memoryview]]:
-        """Send a call, wait for its reply and the buffers that come with it.
+    def ask(self, request: Request, timeout: float | None, what: str) -> Facts:
+        """Send a control message, wait for its reply; raises what `exchange` does, and what the server replies."""
+        facts, _ = self.exchange(request, timeout, what, parse_facts)
+        if not facts.success:
+            raise failure_of(facts)
+        return facts
+
+    def exchange(
+        self, request: Request, timeout: float | None, what: str, parse: Callable[[bytes], R]
+    ) -> tuple[R, list[memoryview]]:
+        """Send a request, wait for its reply and the buffers that come with it.
 
         Parameters
         ----------
@@ -82,6 +91,8 @@ class Calls:
             Seconds; None waits for as long as the server lives.
         what : str
             The member, for error texts.
+        parse
+            Makes the reply of its first frame.
 
         Raises
         ------
@@ -94,18 +105,6 @@ class Calls:
         SerializationError
             When the request cannot be sent as JSON; the server was not asked.
         """
-        return self._exchange(request, timeout, what, parse_reply)
-
-    def ask(self, request: Request, timeout: float | None, what: str) -> Facts:
-        """Send a control message, wait for its reply; raises what `exchange` does, and what the server replies."""
-        facts, _ = self._exchange(request, timeout, what, parse_facts)
-        if not facts.success:
-            raise failure_of(facts)
-        return facts
-
-    def _exchange(
-        self, request: Request, timeout: float | None, what: str, parse: Callable[[bytes], R]
-    ) -> tuple[R, list[memoryview]]:
         request_id = request.id = (self.client_id, next(self._numbers))
         wait = self._slice
         if timeout is not None:
@@ -116,7 +115,7 @@ class Calls:
         try:
             if line.wait != wait:
                 line.socket.rcvtimeo = line.wait = wait
-            line.socket.send(frame)
+            send_frame(line.socket, frame)
             try:
                 received = line.socket.recv()
             except zmq.Again:

@@ -16,7 +16,7 @@ from .properties import RPCProperty
 from .signals import BoundSignal
 from .sockets import ZmqContext
 from .subscriber import HANDSHAKE_TIMEOUT, RPCSignalReceiver
-from .wire import failure_of
+from .wire import failure_of, parse_reply
 
 logger = logging.getLogger(__name__)
 
@@ -119,10 +119,10 @@ class ClientEngine:
 
     def _exchange_call(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[Reply, list[memoryview]]:
         request = MethodCall(method=name, params=Params(args, kwargs))
-        return self.calls.exchange(request, self._timeouts.get(name, self.timeout), name)
+        return self.calls.exchange(request, self._timeouts.get(name, self.timeout), name, parse_reply)
 
     def _exchange_property(self, request: PropertyGet | PropertySet) -> Reply:
-        reply, _ = self.calls.exchange(request, self.timeout, request.property)
+        reply, _ = self.calls.exchange(request, self.timeout, request.property, parse_reply)
         if not reply.success:
             raise failure_of(reply)
         return reply

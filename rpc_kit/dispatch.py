@@ -78,18 +78,16 @@ class Dispatcher:
         self._interface = interface
         self._host = host
         self._writer = writer
-        self._control: dict[type, Handler] = {
+        self._handlers: dict[type, Handler] = {
+            MethodCall: self._method_call,
+            PropertyGet: self._property_get,
+            PropertySet: self._property_set,
             GetInventory: self._inventory,
             InitSignals: self._init_signals,
             Ping: self._ping,
             StopServer: self._stop_server,
             Malformed: self._malformed,
             **(control or {}),
-        }
-        self._calls: dict[type, Handler] = {
-            MethodCall: self._method_call,
-            PropertyGet: self._property_get,
-            PropertySet: self._property_set,
         }
 
     def is_call(self, request: AnyRequest) -> bool:
@@ -101,10 +99,7 @@ class Dispatcher:
     def answer(self, request: AnyRequest) -> Frames:
         """The reply to any request, never an exception."""
         try:
-            handler = self._calls.get(type(request)) or self._control.get(type(request))
-            if handler is None:
-                raise UnknownMember(f"unknown event {type(request).__struct_config__.tag!r}")
-            return handler(request)
+            return self._handlers.get(type(request), _unknown)(request)
         except Exception as exc:
             return self.failure(request, exc)
         except BaseException as exc:  # noqa: B036
@@ -129,7 +124,7 @@ class Dispatcher:
             return self._buffer_reply(request, method, result)
         try:
             return self._writer.result(request, result)
-        except (TypeError, ValueError) as exc:
+        except (TypeError, ValueError, RecursionError) as exc:
             raise SerializationError(f"{method.name}(): its result of type {type(result).__name__}: {exc}") from exc
 
     def _buffer_reply(self, request: MethodCall, method: Method, result: Any) -> Frames:
@@ -183,6 +178,10 @@ class Dispatcher:
 
     def _malformed(self, request: Malformed) -> Frames:
         return self.failure(request, request.error)
+
+
+def _unknown(request: AnyRequest) -> Frames:
+    raise UnknownMember(f"unknown event {request.__struct_config__.tag!r}")
 
 
 def member_of(request: AnyRequest) -> str:

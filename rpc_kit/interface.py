@@ -25,14 +25,20 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 
 class Method:
-    """A method of an interface, with the converters of its arguments and of its result."""
+    """A method of an interface, with the converters of its arguments and of its result.
 
-    __slots__ = ("name", "function", "mark", "signature", "load_result", "_loads", "_positional", "_required")
+    With `is_buffer` the result is a buffer with an info.
+    """
+
+    __slots__ = (
+        "name", "function", "mark", "is_buffer", "signature", "load_result", "_loads", "_positional", "_required",
+    )  # fmt: skip
 
     def __init__(self, name: str, function: Any, mark: MethodMark) -> None:
         self.name = name
         self.function = function
         self.mark = mark
+        self.is_buffer = mark.kind == "buffer"
         hints = _hints(function, name)
         parameters = list(inspect.signature(function).parameters.values())[1:]
         self.signature = inspect.Signature(parameters)
@@ -52,11 +58,6 @@ class Method:
             return []
         found = [each.default for each in self.signature.parameters.values()][self._required :]
         return found[::-1]
-
-    @property
-    def is_buffer(self) -> bool:
-        """Whether the result is a buffer with an info."""
-        return self.mark.kind == "buffer"
 
     def bind(self, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """The arguments converted to the annotations.

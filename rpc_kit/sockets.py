@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import zmq
+import zmq.backend
 
 from .addresses import RANDOM_PORTS, Address
 from .wire import MAX_FRAMES, Buffer, Frames
@@ -23,6 +24,9 @@ EVENT_BACKLOG = 20_000
 """Events kept for a subscriber that reads slowly."""
 DRAIN_TIME = 500
 """How long replies under way may take after the server has closed its socket, ms."""
+
+send_frame = zmq.backend.Socket.send
+"""``send_frame(socket, frame, flags=0, copy=True)``: zmq.Socket.send without its options, of 2 µs a frame."""
 
 _MORE = zmq.SNDMORE
 
@@ -153,18 +157,17 @@ def _rest(made: ZmqSocket, frames: Frames) -> Frames:
 
 def send_reply(router: ZmqSocket, envelope: Envelope, frames: Sequence[Buffer]) -> None:
     """Send a reply; a peer that is gone loses it, nobody waits."""
-    send = router.send
     for part in envelope:
-        send(part, _MORE)
+        send_frame(router, part, _MORE)
     for frame in frames[:-1]:
-        send(frame, _MORE)
+        send_frame(router, frame, _MORE)
     last = frames[-1]
     if len(last) < ZERO_COPY:
-        send(last)
+        send_frame(router, last)
     else:
         # Without a copy only when nobody can change it any more.
         fixed = isinstance(last, bytes) or (isinstance(last, memoryview) and last.readonly)
-        send(last if fixed else bytes(last), copy=False)
+        send_frame(router, last if fixed else bytes(last), 0, False)
 
 
 def receive_rest(made: ZmqSocket) -> list[memoryview]:

@@ -113,8 +113,9 @@ def request_frame(request: Request) -> bytes:
         When an argument or value cannot be sent; names the member and the type.
     """
     try:
-        return encode_json(request)
-    except (TypeError, ValueError) as exc:
+        text = encode_null(request)
+        return encode_json(request) if b"null" in text else text
+    except (TypeError, ValueError, RecursionError) as exc:
         raise SerializationError(f"{_member(request)}: {_culprit(request)}{exc}") from exc
 
 
@@ -163,11 +164,10 @@ class ReplyWriter:
 
     def result(self, request: MethodCall, value: Any) -> Frames:
         """Success of a JSON method; raises TypeError or ValueError when `value` cannot be sent."""
-        if request.id is UNSET:
-            reply = _MethodResult(True, value)
-        else:
-            reply = _MethodResult(True, value, request.id, self.epoch)
-        return [encode_null(reply) if value is None else encode_json(reply)]
+        reply = _MethodResult(True, value, request.id, UNSET if request.id is UNSET else self.epoch)
+        text = encode_null(reply)
+        # What stands for null may have been a NaN.
+        return [encode_json(reply) if value is not None and b"null" in text else text]
 
     def buffer(self, request: MethodCall, payload: Buffer, info: dict[str, Any]) -> Frames:
         """Success of a buffer method; raises TypeError or ValueError when `info` cannot be sent."""
@@ -212,7 +212,10 @@ def parse_reply(frame: Buffer) -> Reply:
     ProtocolError
         When it is none.
     """
-    return _parse(frame, _replies, "a reply")
+    try:
+        return _replies.decode(frame)
+    except ValueError:
+        return _parse(frame, _replies, "a reply")  # NaN, or a fault
 
 
 def parse_facts(frame: Buffer) -> Facts:
