@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import TypeVar
 import zmq
 from msgspec import UNSET
 
-from .errors import CallTimeout, ClientClosed, ProtocolError, ServerLost
+from .errors import CallTimeout, ClientClosed, MessageTooLarge, ProtocolError, ServerLost
 from .messages import Facts, Ping, Reply, Request, RequestId
 from .sockets import ZmqContext, ZmqSocket, client_socket, receive_rest, send_frame
 from .wire import failure_of, parse_facts, request_frame
@@ -61,6 +62,7 @@ class Calls:
         self.client_id = secrets.token_hex(8)
         self.url = url
         self.epoch = ""
+        self.max_request = sys.maxsize
         self._context = context
         self._liveness = liveness
         self._slice = int(liveness * 1000 / 3)
@@ -102,6 +104,8 @@ class Calls:
             When the server dies, restarts or becomes unreachable meanwhile.
         ClientClosed
             When the client is closed, also meanwhile, or belongs to the process this one was forked from.
+        MessageTooLarge
+            When the server would not take it; it was not asked.
         SerializationError
             When the request cannot be sent as JSON; the server was not asked.
         """
@@ -111,6 +115,8 @@ class Calls:
             request.timeout = timeout * 1000
             wait = max(1, min(wait, int(request.timeout)))
         frame = request_frame(request)
+        if len(frame) > self.max_request:
+            raise MessageTooLarge(f"{what}: the request has {len(frame)} bytes, the server takes {self.max_request}")
         line = self._check_out()
         try:
             if line.wait != wait:

@@ -115,6 +115,8 @@ class ClientEngine:
         if inventory.epoch is UNSET or inventory.json_methods is UNSET:
             raise ProtocolError(f"{self.calls.url} is no server of protocol version 2")
         self.calls.epoch = inventory.epoch
+        if inventory.max_request is not UNSET:
+            self.calls.max_request = inventory.max_request
         return inventory
 
     def _exchange_call(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[Reply, list[memoryview]]:
@@ -303,19 +305,15 @@ class RPCClient(_Base):  # type: ignore[misc]
 
 
 def _method_stub(method: Method) -> Any:
-    defaults = method.trailing_defaults
-
-    def call(self: RPCClient, *args: Any, **kwargs: Any) -> Any:
-        sent = list(args)
-        # What is left at its default is not sent: the device's own defaults hold, as in a local call.
-        for default in defaults:
-            if not sent or sent[-1] is not default:
-                break
-            sent.pop()
-        return self._rpc.call(method, sent, kwargs)
-
+    """A function with the signature of the interface's, whose body is one call of the engine."""
+    me, args, kwargs = method.parameter_lists()
+    if method.trailing_defaults:
+        args = f"_method_.without_defaults({args})"
     stub: Any = FunctionMaker.create(
-        method.function, "return _call_(%(shortsignature)s)", {"_call_": call}, __wrapped__=method.function
+        method.function,
+        f"return {me}._rpc.call(_method_, {args}, {kwargs})",
+        {"_method_": method},
+        __wrapped__=method.function,
     )
     stub.__isabstractmethod__ = False
     return stub

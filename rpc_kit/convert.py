@@ -4,6 +4,7 @@ import collections.abc
 import json
 import types
 from collections.abc import Callable, Iterable
+from enum import Enum
 from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -125,12 +126,12 @@ def _compile(expected: Any) -> Load:
             return value
         try:
             return msgspec.convert((value,), box, str_keys=True, dec_hook=_from_plain).value
-        except (msgspec.ValidationError, TypeError, ValueError) as exc:
+        except (TypeError, ValueError, OverflowError) as exc:
             first = exc
         try:
             plain = msgspec.to_builtins(value, enc_hook=_to_plain)
             return msgspec.convert((plain,), box, str_keys=True, dec_hook=_from_plain).value
-        except (TypeError, ValueError, RecursionError):
+        except (TypeError, ValueError, OverflowError, RecursionError):
             raise _mismatch(expected, value, str(first)) from first
 
     return load
@@ -142,6 +143,8 @@ _cached_converter = lru_cache(maxsize=4096)(_compile)
 def _compile_generic(expected: Any) -> Load:
     """For what msgspec does not take, such as a union of two list-like types."""
     origin, args = get_origin(expected), get_args(expected)
+    if isinstance(expected, type) and issubclass(expected, Enum):
+        return _enum(expected)
     if origin is Annotated:
         return converter(args[0])
     if origin in _UNIONS:
@@ -189,6 +192,24 @@ def _union(expected: Any, arms: tuple[Any, ...]) -> Load:
     return load
 
 
+def _enum(expected: type[Enum]) -> Load:
+    """For values that msgspec does not take: floats, tuples, or of several types."""
+    loads = [(converter(type(member.value)), member) for member in expected]
+
+    def load(value: Any) -> Any:
+        if isinstance(value, expected):
+            return value
+        for arm, member in loads:
+            try:
+                if arm(value) == member.value:
+                    return member
+            except TypeError:
+                continue
+        raise _mismatch(expected, value)
+
+    return load
+
+
 def _plain_class(expected: Any) -> Load:
     def load(value: Any) -> Any:
         if is_instance_of_generic(value, expected):
@@ -220,9 +241,14 @@ def _mismatch(expected: Any, value: Any, detail: str = "") -> TypeError:
     if "$[0]" in detail and "$[0]`" not in detail:
         # msgspec says where in a nested value the fault is.
         text += f" ({detail.replace('$[0]', 'value')})"
-    elif isinstance(value, (str, int, float)) and len(str(value)) <= 40:
+    elif isinstance(value, (str, int, float)) and _is_short(value):
         text += f" ({value!r})"
     return TypeError(text)
+
+
+def _is_short(value: str | int | float) -> bool:
+    # Python refuses to write integers of thousands of digits.
+    return value.bit_length() <= 128 if isinstance(value, int) else len(str(value)) <= 40
 
 
 def _to_plain(value: Any) -> Any:
@@ -237,9 +263,15 @@ def _to_plain(value: Any) -> Any:
     raise TypeError(f"a value of type {type_text(type(value))} cannot be sent as JSON")
 
 
-def _from_plain(expected: type, value: Any) -> Any:
+def _from_plain(expected: Any, value: Any) -> Any:
+    """What msgspec does not make by itself: NumPy scalars, and instances of classes that it does not know."""
+    if is_instance_of_generic(value, expected):
+        return value
     if isinstance(expected, type) and issubclass(expected, np.generic) and isinstance(value, (bool, int, float, str)):
-        return expected(value)
+        made = expected(value)
+        # A float may lose digits; all else must stay what it is, and a bool a bool.
+        if isinstance(value, bool) is isinstance(made, np.bool_) and (issubclass(expected, np.inexact) or made == value):
+            return made
     raise TypeError(f"expected {type_text(expected)}, got {type_text(type(value))}")
 
 
@@ -291,6 +323,10 @@ def decode_json(text: bytes | bytearray | memoryview, decoder: "msgspec.json.Dec
 
 def _loads(raw: bytes) -> Any:
     try:
-        return json.loads(raw)
+        found = json.loads(raw)
+        if b"\\u" in raw:
+            # Half of a surrogate pair, which msgspec refuses, could not be sent back.
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
     except RecursionError as exc:
         raise ValueError("the JSON text is nested too deep") from exc

@@ -35,6 +35,9 @@ Handler = Callable[[Any], Frames]
 class Host(Protocol):
     """What the dispatcher needs to know of the server around it."""
 
+    max_request: int
+    """Largest size of a request, bytes."""
+
     def server_name(self) -> str:
         """Name of the server, as registered."""
 
@@ -160,7 +163,10 @@ class Dispatcher:
         return self._writer.done(request)
 
     def _inventory(self, request: GetInventory) -> Frames:
-        return self._writer.inventory(request, {**self._interface.inventory(), "name": self._host.server_name()})
+        inventory = {**self._interface.inventory(), "name": self._host.server_name()}
+        if request.id is not UNSET:
+            inventory["max_request"] = self._host.max_request
+        return self._writer.inventory(request, inventory)
 
     def _init_signals(self, request: InitSignals) -> Frames:
         return self._writer.done(request, **self._host.open_signals(1 if request.id is UNSET else 2))
@@ -194,7 +200,12 @@ def member_of(request: AnyRequest) -> str:
 def _flat(method: Method, payload: Any) -> Buffer:
     """The payload as bytes; without a copy."""
     try:
-        return payload if isinstance(payload, bytes) else memoryview(payload).cast("B")
+        if isinstance(payload, bytes):
+            return payload
+        view = memoryview(payload)
+        if getattr(getattr(view.obj, "dtype", None), "hasobject", False):
+            raise TypeError("it holds Python objects")
+        return view.cast("B") if view.nbytes else b""
     except (TypeError, ValueError) as exc:
         raise SerializationError(
             f"{method.name}(): {type(payload).__name__} is no C-contiguous buffer: {exc}"
@@ -205,16 +216,19 @@ def _text(exc: Exception) -> str:
     try:
         # A KeyError's text is the repr of its key; everything else's is what it says.
         return str(exc)
-    except Exception:
+    except BaseException:  # noqa: B036
         return f"{type(exc).__name__} (its text cannot be made)"
 
 
 def _traceback(exc: BaseException) -> str:
     """At most ten frames, innermost last; empty when no code of the device was reached."""
     shown = exc.cause if isinstance(exc, DeviceExit) else exc
-    trace = tracebacks.TracebackException.from_exception(shown)
+    try:
+        trace = tracebacks.TracebackException.from_exception(shown, limit=-TRACEBACK_FRAMES)
+    except BaseException:  # noqa: B036
+        return ""  # an exception may do anything when it is looked at
     ours = itertools.takewhile(lambda frame: frame.filename.startswith(_HERE), trace.stack)
-    stack = trace.stack[len(list(ours)) :][-TRACEBACK_FRAMES:]
+    stack = trace.stack[len(list(ours)) :]
     if not stack:
         return ""
     trace.stack = tracebacks.StackSummary.from_list(stack)

@@ -17,7 +17,18 @@ from msgspec import UNSET, Struct
 from .dispatch import Dispatcher, member_of
 from .errors import ReplyLost, ServerBusy, ServerStopping
 from .messages import AnyRequest
-from .sockets import Envelope, Waker, Watch, ZmqSocket, client_socket, readable, receive_request, send_reply
+from .sockets import (
+    Envelope,
+    Waker,
+    Watch,
+    ZmqSocket,
+    client_socket,
+    connection_news,
+    monitor_connections,
+    readable,
+    receive_request,
+    send_reply,
+)
 from .wire import Frames, parse_request
 
 logger = logging.getLogger(__name__)
@@ -80,7 +91,8 @@ class Endpoint:
 
     def serve(self) -> None:
         """Answer requests on the calling thread until `stop`; whoever still waits then gets an error reply."""
-        standby = threading.Thread(target=self._stand_by, name="rpc-standby", daemon=True)
+        monitor = monitor_connections(self._socket)
+        standby = threading.Thread(target=self._stand_by, args=(monitor,), name="rpc-standby", daemon=True)
         with self._own:
             standby.start()
             try:
@@ -204,18 +216,19 @@ class Endpoint:
         while readable(self._socket):
             self._take(*receive_request(self._socket))
 
-    def _stand_by(self) -> None:
-        watch = Watch(self._waker)
+    def _stand_by(self, monitor: ZmqSocket) -> None:
+        watch = Watch(self._waker).add(monitor)
         last, quiet = 0, 0
         try:
             while not self._stopping or self._running is not None:
-                if quiet > QUIET_TICKS:
-                    self._asleep = True
-                    if self._serial == last:
-                        watch.wait()
-                    self._asleep, quiet = False, 0
-                else:
+                self._asleep = quiet > QUIET_TICKS
+                if not self._asleep:
                     watch.wait(TICK)
+                elif self._serial == last:
+                    watch.wait()
+                self._asleep = False
+                for news in connection_news(monitor):
+                    logger.info(news)
                 running, serial = self._running, self._serial
                 if running is not None and (serial == last or self._handed_over):
                     self._stand_in(running, watch)
@@ -226,6 +239,7 @@ class Endpoint:
             logger.exception("the standby thread failed: control messages wait for running methods from now on")
         finally:
             watch.close()
+            monitor.close()
 
     def _stand_in(self, call: Call, watch: Watch) -> None:
         """Take requests while that call runs."""

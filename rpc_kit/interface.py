@@ -31,7 +31,8 @@ class Method:
     """
 
     __slots__ = (
-        "name", "function", "mark", "is_buffer", "signature", "load_result", "_loads", "_positional", "_required",
+        "name", "function", "mark", "is_buffer", "signature", "load_result", "_loads", "trailing_defaults", "_positional",
+        "_required",
     )  # fmt: skip
 
     def __init__(self, name: str, function: Any, mark: MethodMark) -> None:
@@ -50,14 +51,33 @@ class Method:
             self._positional = [self._loads[each.name] for each in plain]
         else:
             self._positional, self._required = [], len(parameters) + 1
+        # The last one first; with *args there is no telling which argument is at its default.
+        defaults = [each.default for each in plain[self._required :]]
+        self.trailing_defaults = defaults[::-1] if len(plain) == len(parameters) else []
 
-    @property
-    def trailing_defaults(self) -> list[Any]:
-        """Defaults of the positional parameters, the last one first."""
-        if not self._positional:
-            return []
-        found = [each.default for each in self.signature.parameters.values()][self._required :]
-        return found[::-1]
+    def parameter_lists(self) -> tuple[str, str, str]:
+        """Source text for a function of this signature: the name of self, a list and a dict of the arguments."""
+        me = next(iter(inspect.signature(self.function).parameters))
+        args, kwargs = [], []
+        for name, each in self.signature.parameters.items():
+            if each.kind in _POSITIONAL:
+                args.append(name)
+            elif each.kind is each.VAR_POSITIONAL:
+                args.append(f"*{name}")
+            else:
+                kwargs.append(f"{name!r}: {name}" if each.kind is each.KEYWORD_ONLY else f"**{name}")
+        return me, f"[{', '.join(args)}]", f"{{{', '.join(kwargs)}}}"
+
+    def without_defaults(self, args: list[Any]) -> list[Any]:
+        """The positional arguments without those at the end that have their defaults.
+
+        They are not sent: the device's own defaults hold, as in a local call.
+        """
+        for default in self.trailing_defaults:
+            if not args or args[-1] is not default:
+                break
+            args.pop()
+        return args
 
     def bind(self, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """The arguments converted to the annotations.

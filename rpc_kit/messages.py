@@ -153,6 +153,7 @@ class Facts(Reply):
     buffer_methods: dict[str, int | None] | UnsetType = UNSET
     signals: list[str] | UnsetType = UNSET
     properties: list[str] | UnsetType = UNSET
+    max_request: int | UnsetType = UNSET
     name: str = ""
 
 

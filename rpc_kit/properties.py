@@ -1,5 +1,6 @@
 """Properties that notify."""
 
+import copy
 import logging
 from collections.abc import Callable
 from typing import Any, Generic, Self, TypeVar, overload
@@ -112,7 +113,7 @@ class RPCProperty(Generic[T]):
         if not self.auto_notify:
             self.fset(device, value)
             return
-        before = self._read(device)
+        before = _kept(self._read(device))
         self.fset(device, value)
         after = self._read(device)
         if after is not _UNREADABLE and not _same(before, after):
@@ -156,6 +157,15 @@ class RPCProperty(Generic[T]):
 
 
 _UNREADABLE = object()
+_CONTAINERS = (np.ndarray, list, dict, set, bytearray)
+
+
+def _kept(value: Any) -> Any:
+    """The value as it is now: a setter may change a container in place."""
+    try:
+        return copy.deepcopy(value) if isinstance(value, _CONTAINERS) else value
+    except Exception:
+        return _UNREADABLE
 
 
 def _same(before: object, after: object) -> bool:

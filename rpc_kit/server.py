@@ -48,6 +48,7 @@ class ServerEngine:
         self.context = context
         self.interface = Interface.of(type(device))
         self.device_name = type(device).__name__
+        self.max_request = max_request
         self.remote_stop = remote_stop
         self.registrar: Registrar | None = None
         self.registry_addr = ""

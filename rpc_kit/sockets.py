@@ -2,13 +2,15 @@
 
 import os
 import random
+import secrets
 import selectors
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import zmq
 import zmq.backend
+from zmq.utils.monitor import recv_monitor_message
 
 from .addresses import RANDOM_PORTS, Address
 from .wire import MAX_FRAMES, Buffer, Frames
@@ -192,6 +194,26 @@ def ask_once(context: ZmqContext, url: str, request: bytes, timeout: float) -> b
         raise TimeoutError(f"no reply from {url} within {timeout:g} s") from None
     finally:
         made.close()
+
+
+def monitor_connections(made: ZmqSocket) -> ZmqSocket:
+    """A socket that tells when a connection of `made` ends, or a stranger speaks no ZeroMQ."""
+    url = f"inproc://monitor-{secrets.token_hex(8)}"
+    made.monitor(url, zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+    monitor = make_socket(made.context, zmq.PAIR)
+    monitor.rcvhwm = 0  # with a limit, a monitor that nobody reads would block libzmq's own thread
+    monitor.connect(url)
+    return monitor
+
+
+def connection_news(monitor: ZmqSocket) -> Iterator[str]:
+    """What has happened to connections, for the log."""
+    while readable(monitor):
+        found = recv_monitor_message(monitor)
+        if found["event"] == zmq.EVENT_DISCONNECTED:
+            yield f"a connection ended; one that announces a frame of over {HARD_LIMIT} bytes is ended by us"
+        else:
+            yield "something connected that does not speak ZeroMQ"
 
 
 class Waker:

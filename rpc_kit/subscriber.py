@@ -12,7 +12,7 @@ from .addresses import Address
 from .calls import Calls
 from .errors import ProtocolError, RPCError, ServerLost
 from .messages import InitSignals, SignalEvent, Subscribed
-from .sockets import Waker, Watch, ZmqContext, client_socket, readable, receive_rest
+from .sockets import Waker, Watch, ZmqContext, client_socket, monitor_connections, readable, receive_rest
 from .wire import confirmation_topic, event_topic, parse_published
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class RPCSignalReceiver(threading.Thread):
     def _receive_from(self, url: str) -> None:
         """Subscribe, and receive until the connection is lost."""
         socket = client_socket(self._context, zmq.SUB, url)
-        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        monitor = monitor_connections(socket)
         watch = Watch(self._waker)
         try:
             for name in self._signals:
@@ -128,9 +128,8 @@ class RPCSignalReceiver(threading.Thread):
                     watch.wait(HANDSHAKE_TIMEOUT)
         finally:
             watch.close()
-            socket.disable_monitor()
-            monitor.close()
             socket.close()
+            monitor.close()
 
     def _handle(self, name: str, event: SignalEvent | Subscribed) -> None:
         if event.epoch != self._epoch:
