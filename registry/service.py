@@ -139,7 +139,7 @@ def _ack(event: EventType, success: bool) -> bytes:
     return registry_frame(EventType.ACK, {"req_event": event, "success": success})
 
 
-class DeviceRegistry(threading.Thread):
+class DeviceRegistry:
     """A registry of devices on a thread of its own.
 
     Parameters
@@ -157,7 +157,7 @@ class DeviceRegistry(threading.Thread):
     """
 
     def __init__(self, context: ZmqContext, addr: str = "*", port: str | int = "5555") -> None:
-        super().__init__(name="rpc-registry", daemon=True)
+        self._thread = threading.Thread(target=self.run, name="rpc-registry", daemon=True)
         self._added: list[DeviceCallback] = []
         self._removed: list[DeviceCallback] = []
         self._news: queue.Queue[tuple[bool, Entry] | None] = queue.Queue(LONGEST_BACKLOG)
@@ -169,8 +169,16 @@ class DeviceRegistry(threading.Thread):
         """Where the registry listens, with the port it got."""
         return self._server.url
 
+    def start(self) -> None:
+        """Serve on the registry's own thread."""
+        self._thread.start()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the registry's own thread has ended, `timeout` seconds at most."""
+        self._thread.join(timeout)
+
     def run(self) -> None:
-        """Serve until `stop`; may also be called directly, to serve on the calling thread."""
+        """Serve on the calling thread until `stop`."""
         helpers = [
             threading.Thread(target=self._server.expire, name="rpc-registry-expiry", daemon=True),
             threading.Thread(target=self._call_back, name="rpc-registry-callbacks", daemon=True),

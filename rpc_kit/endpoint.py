@@ -76,6 +76,7 @@ class Endpoint:
         self._max_request = max_request
         self._own = threading.Lock()
         self._waker = Waker()
+        self._signals = Waker(for_signals=True)
         self._queue: deque[Call] = deque()
         self._queued_bytes = 0
         self._duplicates: dict[Any, list[Envelope]] = {}
@@ -110,9 +111,16 @@ class Endpoint:
 
     def stop(self) -> None:
         """End `serve` after the running call; from any thread and from signal handlers, any number of times."""
-        if self._stopping:
-            return
-        self._stopping = True
+        if not self._stopping:
+            self._stopping = True
+            self._knock()
+
+    def signal_descriptor(self) -> int:
+        """What is to be written to when a signal comes, so that a blocking receive does not outlast it."""
+        return self._signals.signal_descriptor()
+
+    def _knock(self) -> None:
+        """End a blocking receive, so that the device thread looks at `_stopping` and runs signal handlers."""
         knock = client_socket(self._socket.context, zmq.DEALER, self._wake_url)
         knock.send(b"")
         # Inproc hands the message over at once; it is not lost by closing.
@@ -121,6 +129,7 @@ class Endpoint:
     def close(self) -> None:
         """Give the file descriptors back, after `serve`."""
         self._waker.close()
+        self._signals.close()
 
     def current_call(self) -> tuple[dict[str, Any] | None, int]:
         """The running call as ``{member, seconds}``, and how many wait."""
@@ -217,15 +226,15 @@ class Endpoint:
             self._take(*receive_request(self._socket))
 
     def _stand_by(self, monitor: ZmqSocket) -> None:
-        watch = Watch(self._waker).add(monitor)
+        watch = Watch(self._waker, self._signals).add(monitor)
         last, quiet = 0, 0
         try:
             while not self._stopping or self._running is not None:
                 self._asleep = quiet > QUIET_TICKS
                 if not self._asleep:
-                    watch.wait(TICK)
+                    self._wait(watch, TICK)
                 elif self._serial == last:
-                    watch.wait()
+                    self._wait(watch, None)
                 self._asleep = False
                 for news in connection_news(monitor):
                     logger.info(news)
@@ -241,6 +250,10 @@ class Endpoint:
             watch.close()
             monitor.close()
 
+    def _wait(self, watch: Watch, seconds: float | None) -> None:
+        if self._signals in watch.wait(seconds):
+            self._knock()
+
     def _stand_in(self, call: Call, watch: Watch) -> None:
         """Take requests while that call runs."""
         self._taken = True
@@ -251,7 +264,7 @@ class Endpoint:
                     if self._running is not call:
                         break
                     self._drain()
-                watch.wait(1.0)
+                self._wait(watch, 1.0)
         finally:
             watch.remove(self._socket)
             self._taken = False

@@ -31,8 +31,8 @@ class Method:
     """
 
     __slots__ = (
-        "name", "function", "mark", "is_buffer", "signature", "load_result", "_loads", "trailing_defaults", "_positional",
-        "_required",
+        "name", "function", "mark", "is_buffer", "signature", "load_result", "trailing_defaults", "_loads",
+        "_positional", "_required",
     )  # fmt: skip
 
     def __init__(self, name: str, function: Any, mark: MethodMark) -> None:

@@ -12,11 +12,11 @@ from typing import Any, Self
 
 import zmq
 
+from . import methods
 from .addresses import Address, host_towards
 from .dispatch import Dispatcher, Handler
 from .endpoint import Endpoint
 from .interface import Interface, declared_names, refuse_reserved
-from .methods import DEFAULT_TIMEOUT, register_method_buffer, register_method_json
 from .publisher import Publisher, bound_signals
 from .registration import Registrar
 from .sockets import DRAIN_TIME, HARD_LIMIT, ZmqContext, server_socket
@@ -144,7 +144,7 @@ class ServerEngine:
         if call is None:
             return True
         method = self.interface.methods.get(call["member"])
-        limit = method.mark.timeout if method is not None else DEFAULT_TIMEOUT
+        limit = method.mark.timeout if method is not None else methods.DEFAULT_TIMEOUT
         return limit is None or bool(call["seconds"] * 1000 <= limit)
 
     @contextlib.contextmanager
@@ -166,9 +166,12 @@ class ServerEngine:
         taken = [number for number, default in defaults.items() if signal.getsignal(number) is default]
         for number in taken:
             signal.signal(number, stop)
+        # A signal that comes just before a receive blocks would not be seen until the next message.
+        before = signal.set_wakeup_fd(self.endpoint.signal_descriptor(), warn_on_full_buffer=False)
         try:
             yield
         finally:
+            signal.set_wakeup_fd(before)
             for number in taken:
                 signal.signal(number, defaults[number])
 
@@ -198,8 +201,9 @@ class RPCServer:
         When the class declares something that cannot be served.
     """
 
-    register_method_json = staticmethod(register_method_json)
-    register_method_buffer = staticmethod(register_method_buffer)
+    # No staticmethod(): mypy would lose their overloads. They are used on the class only.
+    register_method_json = methods.register_method_json
+    register_method_buffer = methods.register_method_buffer
 
     _rpc: ServerEngine
 

@@ -85,7 +85,7 @@ def _bind(made: ZmqSocket, address: Address) -> Address:
         except zmq.ZMQError as exc:
             if exc.errno == zmq.EADDRINUSE and candidate is not candidates[-1]:
                 continue
-            raise OSError(exc.errno, f"cannot bind to {candidate}: {exc.strerror}") from exc
+            raise OSError(exc.errno, f"cannot bind to {candidate}: {zmq.strerror(exc.errno)}") from exc
         break
     if address.transport != "tcp":
         return address
@@ -123,7 +123,7 @@ def client_socket(context: ZmqContext, kind: int, url: str) -> ZmqSocket:
         made.connect(str(address))
     except zmq.ZMQError as exc:
         made.close()
-        raise ValueError(f"{url!r} cannot be connected to: {exc.strerror}") from exc
+        raise ValueError(f"{url!r} cannot be connected to: {zmq.strerror(exc.errno)}") from exc
     return made
 
 
@@ -217,11 +217,19 @@ def connection_news(monitor: ZmqSocket) -> Iterator[str]:
 
 
 class Waker:
-    """Wakes a thread that waits on file descriptors: an eventfd, or a pair of sockets where there is none."""
+    """Wakes a thread that waits on file descriptors: an eventfd, or a pair of sockets where there is none.
 
-    def __init__(self) -> None:
-        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if hasattr(os, "eventfd") else -1
-        if self._event < 0:
+    Parameters
+    ----------
+    for_signals : bool, default False
+        Make it a pair of sockets in any case: `signal_descriptor` takes bytes.
+    """
+
+    def __init__(self, for_signals: bool = False) -> None:
+        self._event = -1
+        if hasattr(os, "eventfd") and not for_signals:
+            self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        else:
             self._reader, self._writer = socket.socketpair()
             self._reader.setblocking(False)
             self._writer.setblocking(False)
@@ -229,6 +237,10 @@ class Waker:
     def fileno(self) -> int:
         """What becomes readable."""
         return self._event if self._event >= 0 else self._reader.fileno()
+
+    def signal_descriptor(self) -> int:
+        """What ``signal.set_wakeup_fd`` wants."""
+        return self._writer.fileno()
 
     def wake(self) -> None:
         """Make the waiting thread go on; from any thread, also from a signal handler."""
@@ -261,12 +273,12 @@ class Waker:
 
 
 class Watch:
-    """Waits for a Waker and for the edge-triggered descriptors of sockets; of one thread."""
+    """Waits for wakers and for the edge-triggered descriptors of sockets; of one thread."""
 
-    def __init__(self, waker: Waker) -> None:
-        self._waker = waker
+    def __init__(self, *wakers: Waker) -> None:
         self._selector = getattr(selectors, "PollSelector", selectors.SelectSelector)()
-        self._selector.register(waker.fileno(), selectors.EVENT_READ)
+        for waker in wakers:
+            self._selector.register(waker.fileno(), selectors.EVENT_READ, waker)
 
     def add(self, made: ZmqSocket) -> Self:
         """Wait for that socket too."""
@@ -277,11 +289,12 @@ class Watch:
         """Wait for that socket no more."""
         self._selector.unregister(made.fileno())
 
-    def wait(self, seconds: float | None = None) -> None:
-        """Until something happens; a wake-up is cleared."""
-        for key, _ in self._selector.select(seconds):
-            if key.fd == self._waker.fileno():
-                self._waker.clear()
+    def wait(self, seconds: float | None = None) -> list[Waker]:
+        """Until something happens; the wakers that woke, cleared."""
+        woke = [key.data for key, _ in self._selector.select(seconds) if key.data is not None]
+        for waker in woke:
+            waker.clear()
+        return woke
 
     def close(self) -> None:
         """Give the selector's descriptors back."""

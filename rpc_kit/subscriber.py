@@ -26,8 +26,8 @@ Deliver = Callable[[str, list[object]], None]
 Resync = Callable[[set[str]], None]
 
 
-class RPCSignalReceiver(threading.Thread):
-    """Receives the signals of one server and hands each event on exactly once.
+class RPCSignalReceiver:
+    """Receives the signals of one server on its own thread, and hands each event on exactly once.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class RPCSignalReceiver(threading.Thread):
     def __init__(
         self, context: ZmqContext, calls: Calls, signals: Iterable[str], deliver: Deliver, resync: Resync
     ) -> None:
-        super().__init__(name="rpc-receiver", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="rpc-receiver", daemon=True)
         self.lost = 0
         self.subscribed = threading.Event()
         self._context = context
@@ -61,8 +61,11 @@ class RPCSignalReceiver(threading.Thread):
         self._stale: set[str] = set()
         self._confirmed = False
 
-    def run(self) -> None:
-        """Receive until `stop`; lost connections are made again."""
+    def start(self) -> None:
+        """Receive until `stop`, on a thread; lost connections are made again."""
+        self._thread.start()
+
+    def _run(self) -> None:
         pause = SHORTEST_PAUSE
         try:
             while not self._stopped.is_set():
@@ -88,8 +91,8 @@ class RPCSignalReceiver(threading.Thread):
         with self._lock:
             if not self._ended:
                 self._waker.wake()
-        if self.is_alive() and threading.current_thread() is not self:
-            self.join()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
 
     def _published_at(self) -> str:
         reply = self._calls.ask(InitSignals(), HANDSHAKE_TIMEOUT, "INIT_SIGNALS_HANDLING")
@@ -114,7 +117,7 @@ class RPCSignalReceiver(threading.Thread):
             deadline = time.monotonic() + HANDSHAKE_TIMEOUT
             while not self._stopped.is_set():
                 while readable(socket) and not self._stopped.is_set():
-                    self._handle(*parse_published([socket.recv(), *receive_rest(socket)]))
+                    self._on_message(*parse_published([socket.recv(), *receive_rest(socket)]))
                 if readable(monitor):
                     return
                 if self._stale:
@@ -131,7 +134,7 @@ class RPCSignalReceiver(threading.Thread):
             socket.close()
             monitor.close()
 
-    def _handle(self, name: str, event: SignalEvent | Subscribed) -> None:
+    def _on_message(self, name: str, event: SignalEvent | Subscribed) -> None:
         if event.epoch != self._epoch:
             if self._epoch:
                 logger.warning("%s was restarted: events may have been lost", self._calls.url)

@@ -1,0 +1,1 @@
+"""Examples that run without hardware, each a folder with a README."""
