@@ -120,10 +120,12 @@ class RegistryServer(Registry, RPCServer):
     def _check_alive(self, request: CheckAlive) -> Frames:
         with self._changed:
             try:
+                first = self._table.next_end()
                 known = self._table.renew(request.payload.uuid, request.payload.alive_timeout)
             except ValueError as exc:
                 return [unsupported_frame(Malformed(exc, EventType.CHECK_ALIVE, request.id), str(exc))]
-            self._changed.notify()
+            if self._table.next_end() != first:
+                self._changed.notify()
         return [_ack(EventType.CHECK_ALIVE, known)]
 
     def _unsupported(self, request: Malformed) -> Frames:
@@ -161,6 +163,7 @@ class DeviceRegistry:
         self._added: list[DeviceCallback] = []
         self._removed: list[DeviceCallback] = []
         self._news: queue.Queue[tuple[bool, Entry] | None] = queue.Queue(LONGEST_BACKLOG)
+        self._ending = False
         url = str(Address("tcp", addr.strip("[]"), 0))
         self._server = RegistryServer(context, url.rpartition(":")[0] + f":{port}", self._tell)
 
@@ -187,6 +190,10 @@ class DeviceRegistry:
             helper.start()
         try:
             self._server.serve_forever()
+        except RuntimeError:
+            if not self._ending:
+                raise
+            # Stopped before this thread had begun to serve.
         finally:
             self._server.stop_expiring()
             self._forget_news()
@@ -195,6 +202,7 @@ class DeviceRegistry:
 
     def stop(self) -> None:
         """End the registry; from any thread or signal handler, any number of times."""
+        self._ending = True
         self._server.stop_server()
 
     def get_devices(self) -> dict[str, tuple[str, str]]:

@@ -99,7 +99,7 @@ def _split(rest: str, url: str) -> tuple[str, int | None]:
         return host, None
     if port == "*":
         return host, 0
-    if not (port.isascii() and port.isdigit()) or int(port) > 65535:
+    if not (port.isascii() and port.isdigit()) or len(port) > 5 or int(port) > 65535:
         raise ValueError(f"{url!r} has no proper port: {port!r} is not a number from 0 to 65535")
     return host, int(port)
 

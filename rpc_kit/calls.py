@@ -243,6 +243,9 @@ class Calls:
             self._left(deadline, what, 0)
             raise ServerLost(f"{what}: {self.url} has not answered for {self._liveness:g} s; it may have been executed")
         alive = parse_facts(probe.recv())
-        if self.epoch and alive.epoch is not UNSET and alive.epoch != self.epoch:
-            raise ServerLost(f"{what}: {self.url} was restarted during the call; it may have been executed")
+        if alive.epoch is not UNSET and alive.epoch != self.epoch:
+            known, self.epoch = self.epoch, alive.epoch
+            # A server that knows the call was restarted before it.
+            if known and alive.call == "unknown":
+                raise ServerLost(f"{what}: {self.url} was restarted during the call; it may have been executed")
         return alive

@@ -1,15 +1,19 @@
 """Values between Python's types and JSON: conversion by annotation, and an encoding that keeps NaN and infinities."""
 
 import collections.abc
+import datetime
 import json
 import types
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 from enum import Enum
 from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from uuid import UUID
 
 import msgspec
-import numpy as np
+
+from . import numpy_values
 
 Load = Callable[[Any], Any]
 T = TypeVar("T")
@@ -27,6 +31,8 @@ _SEQUENCES: dict[Any, Callable[[Iterable[Any]], Any]] = {
     collections.abc.MutableSet: set,
 }
 _PLAIN: tuple[type[Any], ...] = (int, float, str, dict, list)
+_NO_TEXT = (bytes, bytearray, datetime.datetime, datetime.date, datetime.time, datetime.timedelta, UUID, Decimal)
+"""Text on the wire, but not taken for a str here."""
 _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
@@ -112,7 +118,7 @@ def _compile(expected: Any) -> Load:
         return _as_it_is
     if isinstance(expected, tuple):
         return _union(expected, expected)
-    if get_origin(expected) is np.ndarray:
+    if numpy_values.is_array_type(expected):
         return _plain_class(expected)
     try:
         # A type in a Struct is compiled by msgspec once; a bare type is analysed anew at every conversion.
@@ -129,7 +135,7 @@ def _compile(expected: Any) -> Load:
         except (TypeError, ValueError, OverflowError) as exc:
             first = exc
         try:
-            plain = msgspec.to_builtins(value, enc_hook=_to_plain)
+            plain = msgspec.to_builtins(value, enc_hook=_to_plain, builtin_types=_NO_TEXT)
             return msgspec.convert((plain,), box, str_keys=True, dec_hook=_from_plain).value
         except (TypeError, ValueError, OverflowError, RecursionError):
             raise _mismatch(expected, value, str(first)) from first
@@ -253,10 +259,9 @@ def _is_short(value: str | int | float) -> bool:
 
 def _to_plain(value: Any) -> Any:
     """What msgspec does not know by itself: NumPy scalars, and subclasses of the plain types."""
-    if isinstance(value, np.generic):
-        plain = value.item()
-        if type(plain) is not type(value):
-            return plain
+    plain = numpy_values.plain(value)
+    if type(plain) is not type(value):
+        return plain
     for kind in _PLAIN:
         if isinstance(value, kind):
             return kind(value)
@@ -267,10 +272,9 @@ def _from_plain(expected: Any, value: Any) -> Any:
     """What msgspec does not make by itself: NumPy scalars, and instances of classes that it does not know."""
     if is_instance_of_generic(value, expected):
         return value
-    if isinstance(expected, type) and issubclass(expected, np.generic) and isinstance(value, (bool, int, float, str)):
-        made = expected(value)
-        # A float may lose digits; all else must stay what it is, and a bool a bool.
-        if isinstance(value, bool) is isinstance(made, np.bool_) and (issubclass(expected, np.inexact) or made == value):
+    if numpy_values.is_scalar_type(expected) and isinstance(value, (bool, int, float, str)):
+        made = numpy_values.to_scalar(expected, value)
+        if made is not None:
             return made
     raise TypeError(f"expected {type_text(expected)}, got {type_text(type(value))}")
 

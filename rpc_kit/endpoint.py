@@ -16,7 +16,7 @@ from msgspec import UNSET, Struct
 
 from .dispatch import Dispatcher, member_of
 from .errors import ReplyLost, ServerBusy, ServerStopping
-from .messages import AnyRequest
+from .messages import AnyRequest, RequestId
 from .sockets import (
     Envelope,
     Waker,
@@ -24,6 +24,7 @@ from .sockets import (
     ZmqSocket,
     client_socket,
     connection_news,
+    end_monitor,
     monitor_connections,
     readable,
     receive_request,
@@ -73,6 +74,7 @@ class Endpoint:
         self._socket = socket
         self._wake_url = wake_url
         self._dispatcher = dispatcher
+        self._journal = dispatcher.journal
         self._max_request = max_request
         self._own = threading.Lock()
         self._waker = Waker()
@@ -92,22 +94,29 @@ class Endpoint:
 
     def serve(self) -> None:
         """Answer requests on the calling thread until `stop`; whoever still waits then gets an error reply."""
-        monitor = monitor_connections(self._socket)
-        standby = threading.Thread(target=self._stand_by, args=(monitor,), name="rpc-standby", daemon=True)
-        with self._own:
-            standby.start()
+        try:
+            monitor = monitor_connections(self._socket)
             try:
+                self._serve(monitor)
+            finally:
+                end_monitor(self._socket, monitor)
+        except zmq.ContextTerminated:
+            logger.warning("the context was terminated: the server ends")
+
+    def _serve(self, monitor: ZmqSocket) -> None:
+        standby = threading.Thread(target=self._stand_by, args=(monitor,), name="rpc-standby", daemon=True)
+        standby.start()
+        try:
+            with self._own:
                 while not self._stopping:
                     call = self._next()
                     if call is not None:
                         self._run(call)
                 self._turn_away()
-            except zmq.ContextTerminated:
-                logger.warning("the context was terminated: the server ends")
-            finally:
-                self._stopping = True
-                self._waker.wake()
-        standby.join()
+        finally:
+            self._stopping = True
+            self._waker.wake()
+            standby.join()
 
     def stop(self) -> None:
         """End `serve` after the running call; from any thread and from signal handlers, any number of times."""
@@ -158,23 +167,22 @@ class Endpoint:
         if self._stopping:
             self._refuse(call, ServerStopping("the server is stopping; nothing was executed"))
             return None
-        return call if request.id is UNSET or self._is_new(call) else None
+        if request.id is UNSET or self._journal.begin(request.id):
+            return call
+        self._repeat(call, request.id)
+        return None
 
-    def _is_new(self, call: Call) -> bool:
-        """Whether the id is new; a repeated one gets the reply of the first, now or when it is there."""
-        journal, request_id = self._dispatcher.journal, call.request.id
-        assert request_id is not UNSET
-        if journal.begin(request_id):
-            return True
+    def _repeat(self, call: Call, request_id: RequestId) -> None:
+        """An id that came before gets the reply of the first, now or when it is there."""
+        journal = self._journal
         if journal.state(request_id) == "pending":
             self._duplicates.setdefault(request_id, []).append(call.envelope)
-            return False
+            return
         frames = journal.reply(request_id)
         if frames is None:
             error = ReplyLost(f"{member_of(call.request)}: was executed, its reply is too large to be kept")
             frames = self._dispatcher.failure(call.request, error)
         send_reply(self._socket, call.envelope, frames)
-        return False
 
     def _run(self, call: Call) -> None:
         """Execute a call, with the socket given away meanwhile."""
@@ -208,7 +216,7 @@ class Endpoint:
         request_id = call.request.id
         if request_id is UNSET:
             return
-        self._dispatcher.journal.finish(request_id, frames)
+        self._journal.finish(request_id, frames)
         if self._duplicates:
             for envelope in self._duplicates.pop(request_id, ()):
                 send_reply(self._socket, envelope, frames)
@@ -244,11 +252,12 @@ class Endpoint:
                     quiet = 0
                 quiet = quiet + 1 if serial == last else 0
                 last = serial
+        except zmq.ContextTerminated:
+            pass  # the server is ending
         except Exception:
             logger.exception("the standby thread failed: control messages wait for running methods from now on")
         finally:
             watch.close()
-            monitor.close()
 
     def _wait(self, watch: Watch, seconds: float | None) -> None:
         if self._signals in watch.wait(seconds):

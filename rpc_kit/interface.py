@@ -21,6 +21,7 @@ RESERVED = frozenset(
 )
 """The public attributes of RPCServer and RPCClient, which share their objects with the members of the interface."""
 
+_SCALARS = (str, int, float, bool)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -32,7 +33,7 @@ class Method:
 
     __slots__ = (
         "name", "function", "mark", "is_buffer", "signature", "load_result", "trailing_defaults", "_loads",
-        "_positional", "_required",
+        "_exact", "_positional", "_required",
     )  # fmt: skip
 
     def __init__(self, name: str, function: Any, mark: MethodMark) -> None:
@@ -51,6 +52,9 @@ class Method:
             self._positional = [self._loads[each.name] for each in plain]
         else:
             self._positional, self._required = [], len(parameters) + 1
+        # The usual case is told apart quickly: as many arguments as there are, of types that JSON has.
+        types = tuple(hints.get(each.name) for each in parameters)
+        self._exact = types if self._positional and all(each in _SCALARS for each in types) else None
         # The last one first; with *args there is no telling which argument is at its default.
         defaults = [each.default for each in plain[self._required :]]
         self.trailing_defaults = defaults[::-1] if len(plain) == len(parameters) else []
@@ -87,6 +91,8 @@ class Method:
         TypeError
             On a wrong count, name or type; names the parameter, the expected and the given type.
         """
+        if tuple(map(type, args)) == self._exact and not kwargs:
+            return args, kwargs
         if not kwargs and self._required <= len(args) <= len(self._positional):
             try:
                 return [load(value) for load, value in zip(self._positional, args)], kwargs
@@ -209,6 +215,8 @@ def _declarations(cls: type) -> dict[str, Any]:
             if isinstance(value, (RPCSignal, RPCProperty)) or hasattr(value, MARK):
                 found.pop(name, None)
                 found[name] = value
+                if inspect.iscoroutinefunction(value):
+                    raise InterfaceError(f"{base.__name__}.{name}: a coroutine cannot be served; make it a plain method")
             elif name in found:
                 _check_override(base, name, found[name], value)
     return found
@@ -242,7 +250,8 @@ def _property_type(declared: RPCProperty[Any], name: str) -> Any:
     if "return" in hints or declared.fset is None:
         return hints.get("return", Any)
     setter_hints = _hints(declared.fset, name)
-    return next((hint for key, hint in setter_hints.items() if key != "return"), Any)
+    # The value comes last; somebody may have annotated self.
+    return next((hint for key, hint in reversed(setter_hints.items()) if key != "return"), Any)
 
 
 def _hints(function: Any, name: str) -> dict[str, Any]:

@@ -5,8 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Generic, Self, TypeVar, overload
 
-import numpy as np
-
+from .numpy_values import is_array, same_arrays
 from .signals import BoundSignal
 
 logger = logging.getLogger(__name__)
@@ -157,13 +156,13 @@ class RPCProperty(Generic[T]):
 
 
 _UNREADABLE = object()
-_CONTAINERS = (np.ndarray, list, dict, set, bytearray)
+_CONTAINERS = (list, dict, set, bytearray)
 
 
 def _kept(value: Any) -> Any:
     """The value as it is now: a setter may change a container in place."""
     try:
-        return copy.deepcopy(value) if isinstance(value, _CONTAINERS) else value
+        return copy.deepcopy(value) if isinstance(value, _CONTAINERS) or is_array(value) else value
     except Exception:
         return _UNREADABLE
 
@@ -171,8 +170,8 @@ def _kept(value: Any) -> Any:
 def _same(before: object, after: object) -> bool:
     if before is after:
         return True
-    if isinstance(before, np.ndarray) or isinstance(after, np.ndarray):
-        return np.array_equal(np.asarray(before), np.asarray(after))
+    if is_array(before) or is_array(after):
+        return same_arrays(before, after)
     try:
         return bool(before == after)
     except Exception:

@@ -11,7 +11,7 @@ import zmq
 from .addresses import Address
 from .messages import SignalEvent, Subscribed
 from .signals import BoundSignal
-from .sockets import Waker, Watch, ZmqContext, ZmqSocket, readable, server_socket
+from .sockets import Waker, Watch, ZmqContext, ZmqSocket, readable, send_frame, server_socket
 from .wire import Frames, confirmation_frames, event_frames, event_frames_v1
 
 logger = logging.getLogger(__name__)
@@ -124,8 +124,8 @@ class Publisher:
     def _send(self, socket: ZmqSocket, frames: Frames) -> None:
         # Never blocks: a subscriber whose backlog is full loses the event, and sees the gap in the numbers.
         for frame in frames[:-1]:
-            socket.send(frame, zmq.SNDMORE | zmq.NOBLOCK)
-        socket.send(frames[-1], zmq.NOBLOCK)
+            send_frame(socket, frame, zmq.SNDMORE | zmq.NOBLOCK)
+        send_frame(socket, frames[-1], zmq.NOBLOCK)
 
     def _confirm(self, socket: ZmqSocket) -> None:
         """Tell clients whose subscriptions have come that these are in force."""

@@ -6,6 +6,7 @@ import secrets
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any, Self
@@ -64,7 +65,8 @@ class ServerEngine:
             self.publisher = Publisher(
                 context, self.address, epoch, bound_signals(device, self.interface.signals)
             )
-            dispatcher = Dispatcher(device, self.interface, self, ReplyWriter(epoch), control)
+            # By a proxy, so that a device that nobody holds any more is finalized at once, before its sockets.
+            dispatcher = Dispatcher(weakref.proxy(device), self.interface, self, ReplyWriter(epoch), control)
             self.endpoint = Endpoint(self._socket, wake_url, dispatcher, max_request)
         except BaseException:
             self._socket.close()
@@ -103,15 +105,11 @@ class ServerEngine:
             if self.serving is not None:
                 raise RuntimeError("this server is being served already")
             self.serving = threading.current_thread()
-        interval = sys.getswitchinterval()
         try:
-            if switch_interval is not None:
-                sys.setswitchinterval(switch_interval)
-            with self._stop_on_signals():
+            with _switch_interval(switch_interval), self._stop_on_signals():
                 self.notifier.ready()
                 self.endpoint.serve()
         finally:
-            sys.setswitchinterval(interval)
             self.close()
 
     def stop(self) -> None:
@@ -174,6 +172,30 @@ class ServerEngine:
             signal.set_wakeup_fd(before)
             for number in taken:
                 signal.signal(number, defaults[number])
+
+
+_intervals: list[float] = []
+_usual_interval = 0.0
+_intervals_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _switch_interval(seconds: float | None) -> Iterator[None]:
+    """The shortest of what the servers of this process ask for, until the last of them ends."""
+    global _usual_interval
+    asked = [] if seconds is None else [seconds]
+    with _intervals_lock:
+        if not _intervals:
+            _usual_interval = sys.getswitchinterval()
+        _intervals.extend(asked)
+        sys.setswitchinterval(min(_intervals, default=_usual_interval))
+    try:
+        yield
+    finally:
+        with _intervals_lock:
+            for each in asked:
+                _intervals.remove(each)
+            sys.setswitchinterval(min(_intervals, default=_usual_interval))
 
 
 class RPCServer:

@@ -1,16 +1,16 @@
 """The only maker of ZeroMQ sockets, and how messages go through them frame by frame."""
 
+import contextlib
 import os
 import random
 import secrets
 import selectors
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import zmq
 import zmq.backend
-from zmq.utils.monitor import recv_monitor_message
 
 from .addresses import RANDOM_PORTS, Address
 from .wire import MAX_FRAMES, Buffer, Frames
@@ -30,7 +30,8 @@ DRAIN_TIME = 500
 send_frame = zmq.backend.Socket.send
 """``send_frame(socket, frame, flags=0, copy=True)``: zmq.Socket.send without its options, of 2 µs a frame."""
 
-_MORE = zmq.SNDMORE
+_get_option: Callable[[ZmqSocket, int], Any] = zmq.backend.Socket.get
+_MORE, _EVENTS, _POLLIN = int(zmq.SNDMORE), int(zmq.EVENTS), int(zmq.POLLIN)
 
 Envelope = list[bytes]
 
@@ -85,7 +86,7 @@ def _bind(made: ZmqSocket, address: Address) -> Address:
         except zmq.ZMQError as exc:
             if exc.errno == zmq.EADDRINUSE and candidate is not candidates[-1]:
                 continue
-            raise OSError(exc.errno, f"cannot bind to {candidate}: {zmq.strerror(exc.errno)}") from exc
+            raise OSError(exc.errno, f"cannot bind to {candidate}: {os.strerror(exc.errno or 0)}") from exc
         break
     if address.transport != "tcp":
         return address
@@ -123,7 +124,7 @@ def client_socket(context: ZmqContext, kind: int, url: str) -> ZmqSocket:
         made.connect(str(address))
     except zmq.ZMQError as exc:
         made.close()
-        raise ValueError(f"{url!r} cannot be connected to: {zmq.strerror(exc.errno)}") from exc
+        raise ValueError(f"{url!r} cannot be connected to: {os.strerror(exc.errno or 0)}") from exc
     return made
 
 
@@ -206,8 +207,17 @@ def monitor_connections(made: ZmqSocket) -> ZmqSocket:
     return monitor
 
 
+def end_monitor(made: ZmqSocket, monitor: ZmqSocket) -> None:
+    """To be called before `made` is closed: an event that nobody can read would block libzmq's own thread for ever."""
+    with contextlib.suppress(zmq.ContextTerminated):
+        made.disable_monitor()
+    monitor.close()
+
+
 def connection_news(monitor: ZmqSocket) -> Iterator[str]:
     """What has happened to connections, for the log."""
+    from zmq.utils.monitor import recv_monitor_message  # brings asyncio with it, which few need
+
     while readable(monitor):
         found = recv_monitor_message(monitor)
         if found["event"] == zmq.EVENT_DISCONNECTED:
@@ -303,5 +313,4 @@ class Watch:
 
 def readable(made: ZmqSocket) -> bool:
     """Whether a message waits; to be asked again after every send, as the descriptor is edge-triggered."""
-    events: Any = made.getsockopt(zmq.EVENTS)
-    return bool(events & zmq.POLLIN)
+    return bool(_get_option(made, _EVENTS) & _POLLIN)

@@ -12,7 +12,7 @@ from .addresses import Address
 from .calls import Calls
 from .errors import ProtocolError, RPCError, ServerLost
 from .messages import InitSignals, SignalEvent, Subscribed
-from .sockets import Waker, Watch, ZmqContext, client_socket, monitor_connections, readable, receive_rest
+from .sockets import Waker, Watch, ZmqContext, client_socket, end_monitor, monitor_connections, readable
 from .wire import confirmation_topic, event_topic, parse_published
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class RPCSignalReceiver:
             deadline = time.monotonic() + HANDSHAKE_TIMEOUT
             while not self._stopped.is_set():
                 while readable(socket) and not self._stopped.is_set():
-                    self._on_message(*parse_published([socket.recv(), *receive_rest(socket)]))
+                    self._on_message(*parse_published(socket.recv(), socket.recv()))
                 if readable(monitor):
                     return
                 if self._stale:
@@ -131,8 +131,8 @@ class RPCSignalReceiver:
                     watch.wait(HANDSHAKE_TIMEOUT)
         finally:
             watch.close()
+            end_monitor(socket, monitor)
             socket.close()
-            monitor.close()
 
     def _on_message(self, name: str, event: SignalEvent | Subscribed) -> None:
         if event.epoch != self._epoch:

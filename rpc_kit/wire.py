@@ -269,7 +269,7 @@ def confirmation_frames(topic: bytes, subscribed: Subscribed) -> Frames:
     return [topic, encode_json(subscribed)]
 
 
-def parse_published(frames: Sequence[Buffer]) -> tuple[str, SignalEvent | Subscribed]:
+def parse_published(topic: bytes, body: bytes) -> tuple[str, SignalEvent | Subscribed]:
     """Signal name (empty for a confirmation) and event.
 
     Raises
@@ -277,9 +277,6 @@ def parse_published(frames: Sequence[Buffer]) -> tuple[str, SignalEvent | Subscr
     ProtocolError
         When the frames are neither.
     """
-    if len(frames) != 2:
-        raise ProtocolError(f"not an event: {len(frames)} frames")
-    topic, body = bytes(frames[0]), frames[1]
     if topic.startswith(b"\0"):
         return "", _parse(body, _subscribed, "a confirmation")
     return topic[:-1].decode(errors="replace"), _parse(body, _events, "an event")

@@ -1,0 +1,150 @@
+"""Urls."""
+
+import socket
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rpc_kit.addresses import RANDOM_PORTS, Address, host_towards
+
+
+@pytest.mark.parametrize(
+    ("url", "transport", "host", "port"),
+    [
+        ("tcp://127.0.0.1:9000", "tcp", "127.0.0.1", 9000),
+        ("tcp://lab-pc-3.example.org:9000", "tcp", "lab-pc-3.example.org", 9000),
+        ("tcp://my_host:1", "tcp", "my_host", 1),
+        ("tcp://[::1]:9000", "tcp", "::1", 9000),
+        ("tcp://[fe80::1%eth0]:9000", "tcp", "fe80::1%eth0", 9000),
+        ("tcp://[::1]", "tcp", "::1", None),
+        ("tcp://*:9000", "tcp", "*", 9000),
+        ("tcp://host", "tcp", "host", None),
+        ("tcp://*", "tcp", "*", None),
+        ("tcp://host:0", "tcp", "host", 0),
+        ("tcp://host:65535", "tcp", "host", 65535),
+        ("ipc:///tmp/a:b c", "ipc", "/tmp/a:b c", None),
+        ("ipc://@abstract", "ipc", "@abstract", None),
+        ("inproc://name-1", "inproc", "name-1", None),
+    ],
+)
+def test_url_is_taken_apart_and_put_together(url: str, transport: str, host: str, port: int | None) -> None:
+    """Every kind of url is understood, and written as it was read."""
+    address = Address.parse(url)
+
+    assert (transport, host, port) == (address.transport, address.host, address.port)
+    assert url == str(address)
+
+
+def test_any_free_port() -> None:
+    """A star for the port is 0, as in ZeroMQ."""
+    assert Address("tcp", "*", 0) == Address.parse("tcp://*:*")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "tcp", "tcp:", "tcp://", "tcp:/h:1", "TCP://h:1", "udp://h:1", "pgm://h:1", "http://h:1", "ipc://",
+        "inproc://", "h:9000", "://h:1", "tcp://:9000", "tcp://h:", "tcp://h:x", "tcp://h:-1", "tcp://h:+1",
+        "tcp://h:1.5", "tcp://h: 1", "tcp://h:1\n", "tcp://h:65536", "tcp://h:٣", "tcp://h:" + "9" * 5000,
+        "tcp://h:9000:9000", "tcp://::1", "tcp://::1:9000", "tcp://[::1", "tcp://[::1]9000", "tcp://[]:1",
+        "tcp://[::1]:", "tcp://a b:1", "tcp://h/path:1", "tcp://h:1/path", "tcp://\n:1",
+    ],
+)  # fmt: skip
+def test_what_is_no_url(url: str) -> None:
+    """Anything else is a ValueError that shows what was given."""
+    with pytest.raises(ValueError) as caught:
+        Address.parse(url)
+
+    assert repr(url) in str(caught.value)
+
+
+@given(st.text() | st.text(st.sampled_from("tcp:/[]*:%.019a-")).map(lambda rest: f"tcp://{rest}"))
+@settings(derandomize=True, deadline=None)
+def test_any_text_is_a_url_or_a_value_error(url: str) -> None:
+    """A url is read the same again when it was written, or refused."""
+    try:
+        address = Address.parse(url)
+    except ValueError:
+        return
+    if "[" not in url:
+        assert address == Address.parse(str(address))
+
+
+@pytest.mark.parametrize(
+    ("url", "wildcard"),
+    [
+        ("tcp://*:1", True), ("tcp://0.0.0.0:1", True), ("tcp://[::]:1", True), ("tcp://127.0.0.1:1", False),
+        ("tcp://host", False), ("ipc://*", False),
+    ],
+)  # fmt: skip
+def test_wildcards(url: str, wildcard: bool) -> None:
+    """A server that listens on every interface is told by its host."""
+    assert wildcard is Address.parse(url).is_wildcard
+
+
+@pytest.mark.parametrize(
+    ("url", "ipv6"),
+    [
+        ("tcp://[::1]:1", True), ("tcp://[::]:1", True), ("tcp://[fe80::1%lo]:1", True),
+        ("tcp://127.0.0.1:1", False), ("tcp://*:1", False), ("tcp://0.0.0.0:1", False),
+        ("tcp://localhost:1", False), ("tcp://no-such-host.invalid:1", False), ("ipc://::1", False),
+    ],
+)  # fmt: skip
+def test_ipv6(url: str, ipv6: bool) -> None:
+    """IPv6 is switched on for numeric addresses that need it; a name that has both is IPv4."""
+    assert ipv6 is Address.parse(url).is_ipv6
+
+
+@pytest.mark.parametrize(
+    ("families", "ipv6"),
+    [([socket.AF_INET6], True), ([socket.AF_INET6, socket.AF_INET], False), ([socket.AF_INET], False)],
+)
+def test_ipv6_of_names(monkeypatch: pytest.MonkeyPatch, families: list[int], ipv6: bool) -> None:
+    """A name needs IPv6 when it has no other address."""
+    found = [(family, 0, 0, "", ()) for family in families]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: found)
+
+    assert ipv6 is Address.parse("tcp://lab-pc:1").is_ipv6
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("tcp://localhost:1", "tcp://127.0.0.1:1"), ("tcp://127.0.0.1:1", "tcp://127.0.0.1:1"),
+        ("tcp://*:1", "tcp://*:1"), ("tcp://[::1]:1", "tcp://[::1]:1"),
+        ("tcp://eth0-no-such.invalid:1", "tcp://eth0-no-such.invalid:1"),
+        ("ipc://localhost", "ipc://localhost"), ("inproc://localhost", "inproc://localhost"),
+    ],
+)  # fmt: skip
+def test_to_bind(url: str, expected: str) -> None:
+    """Names become numbers for binding; what cannot be resolved may be the name of an interface and stays."""
+    assert expected == str(Address.parse(url).to_bind())
+
+
+def test_parts_are_replaced() -> None:
+    """Port and host can be replaced; the address itself does not change."""
+    address = Address.parse("tcp://*:9000")
+
+    assert "tcp://*:5" == str(address.with_port(5))
+    assert "tcp://[::1]:9000" == str(address.with_host("::1"))
+    assert "tcp://*:9000" == str(address)
+
+
+@pytest.mark.parametrize(
+    ("peer", "expected"),
+    [
+        ("tcp://127.0.0.1:5555", "127.0.0.1"), ("tcp://127.0.0.1", "127.0.0.1"),
+        ("tcp://localhost:5555", "127.0.0.1"), ("ipc:///tmp/registry", "127.0.0.1"),
+        ("inproc://registry", "127.0.0.1"),
+        ("tcp://no-such-host.invalid:5555", socket.gethostname()),
+    ],
+)  # fmt: skip
+def test_host_towards(peer: str, expected: str) -> None:
+    """The own address is the one that faces the peer; the host's name when there is no telling."""
+    assert expected == host_towards(Address.parse(peer))
+
+
+def test_random_ports() -> None:
+    """Without a port a server looks from 10000 to 12000."""
+    assert (10_000, 12_000) == (RANDOM_PORTS[0], RANDOM_PORTS[-1])
