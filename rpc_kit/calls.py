@@ -13,12 +13,17 @@ import zmq
 from msgspec import UNSET
 
 from .errors import CallTimeout, ClientClosed, MessageTooLarge, ProtocolError, ServerLost
-from .messages import Facts, Ping, Reply, Request, RequestId
+from .messages import Facts, Ping, Reply, Request
 from .sockets import ZmqContext, ZmqSocket, client_socket, receive_rest, send_frame
 from .wire import failure_of, parse_facts, request_frame
 
 LIVENESS = 3.0
 """Within this time the death of a server is noticed, s."""
+
+LARGE = 64 << 10
+"""A request of more bytes may be on its way for longer than it takes to ask after it."""
+PATIENCE = 30.0
+"""So long a large request or reply may be on its way, before it is taken for lost, s."""
 
 R = TypeVar("R", bound=Reply)
 
@@ -42,6 +47,37 @@ class _Line:
     def __init__(self, socket: ZmqSocket) -> None:
         self.socket = socket
         self.wait = -1
+
+
+class _Wait:
+    """A call that takes its time: since when, until when, of which run of the server, and where it seems to be."""
+
+    __slots__ = ("started", "deadline", "epoch", "what", "_is_large", "_lost_since", "_is_lost")
+
+    def __init__(self, timeout: float | None, waited: float, epoch: str, what: str, size: int) -> None:
+        self.started = time.monotonic() - waited
+        self.deadline = None if timeout is None else self.started + timeout
+        self.epoch = epoch
+        self.what = what
+        self._is_large = size > LARGE
+        self._lost_since: float | None = None
+        self._is_lost = False
+
+    def note(self, state: str) -> None:
+        """What the server says of the call; nothing when it was not asked in vain."""
+        if state not in ("done", "sent", "unknown"):
+            self._lost_since, self._is_lost = None, False
+            return
+        now = time.monotonic()
+        self._lost_since = self._lost_since or now
+        # Much data may still be on its way, in either direction.
+        patient = state == "sent" or (state == "unknown" and self._is_large)
+        self._is_lost = not patient or now - self._lost_since > PATIENCE
+
+    def seems_lost(self) -> bool:
+        """Whether the call is to be repeated; says so once for each note."""
+        lost, self._is_lost = self._is_lost, False
+        return lost
 
 
 class Calls:
@@ -117,27 +153,27 @@ class Calls:
         frame = request_frame(request)
         if len(frame) > self.max_request:
             raise MessageTooLarge(f"{what}: the request has {len(frame)} bytes, the server takes {self.max_request}")
-        line = self._check_out()
+        line: _Line | None = None
         try:
+            line = self._check_out()
             if line.wait != wait:
                 line.socket.rcvtimeo = line.wait = wait
             send_frame(line.socket, frame)
             try:
                 received = line.socket.recv()
             except zmq.Again:
-                deadline = None if timeout is None else time.monotonic() + timeout - wait / 1000
-                self._wait_on(line, request_id, frame, deadline, what)
+                self._wait_on(line, request, _Wait(timeout, wait / 1000, self.epoch, what, len(frame)))
                 received = line.socket.recv()
             reply = parse(received)
             # A server that could not even read the id replies without one.
             if reply.id != request_id and (reply.success or reply.id is not UNSET):
                 raise ProtocolError(f"{what}: the reply of {self.url} belongs to another request")
             buffers = receive_rest(line.socket) if reply.info is not UNSET else []
-        except zmq.ZMQError as exc:
-            line.socket.close()
-            raise self._translated(exc, what) from None
-        except BaseException:
-            line.socket.close()
+        except BaseException as exc:
+            if line is not None:
+                line.socket.close()
+            if isinstance(exc, zmq.ZMQError):
+                raise self._translated(exc, what) from None
             raise
         self._idle.append(line)
         if self._closed:
@@ -145,7 +181,7 @@ class Calls:
         return reply, buffers
 
     def _translated(self, exc: zmq.ZMQError, what: str) -> Exception:
-        if isinstance(exc, zmq.ContextTerminated):
+        if self._context.closed or isinstance(exc, zmq.ContextTerminated):
             return ClientClosed(f"{what}: the context of this client has been terminated")
         return ServerLost(f"{what}: nothing can be exchanged with {self.url}: {exc}")
 
@@ -184,28 +220,26 @@ class Calls:
         except IndexError:
             return self._connect()
 
-    def _wait_on(
-        self, line: _Line, request_id: RequestId, frame: bytes, deadline: float | None, what: str
-    ) -> None:
+    def _wait_on(self, line: _Line, request: Request, waiting: _Wait) -> None:
         """Go on waiting: ask on a second socket whether the server is alive, and repeat a request that got lost."""
         probe: ZmqSocket | None = None
-        lost = False
         try:
-            while not line.socket.poll(self._left(deadline, what, self._slice if probe else 0)):
-                if lost:
+            while not line.socket.poll(self._left(waiting, self._slice if probe else 0)):
+                if waiting.seems_lost():
                     # The reply, or the request, went down with a connection. The id makes repeating it safe.
                     line.socket.close()
                     line.socket = self._connect().socket
                     line.wait = -1
-                    line.socket.send(frame)
+                    request.age = (time.monotonic() - waiting.started) * 1000
+                    line.socket.send(request_frame(request))
                 probe = probe or self._connect().socket
-                alive = self._is_alive(probe, line.socket, request_id, deadline, what)
-                lost = alive is not None and alive.call in ("done", "unknown")
+                alive = self._is_alive(probe, line.socket, request, waiting)
+                waiting.note(alive.call if alive is not None else "")
         finally:
             if probe is not None:
                 probe.close()
 
-    def _left(self, deadline: float | None, what: str, most: int) -> int:
+    def _left(self, waiting: _Wait, most: int) -> int:
         """How long to wait now, ms: at most `most`, and not beyond the deadline.
 
         Raises
@@ -214,17 +248,15 @@ class Calls:
             When there is no more reason to wait.
         """
         if self._closed:
-            raise ClientClosed(f"{what}: the client was closed during the call")
-        if deadline is None:
+            raise ClientClosed(f"{waiting.what}: the client was closed during the call")
+        if waiting.deadline is None:
             return most
-        left = deadline - time.monotonic()
+        left = waiting.deadline - time.monotonic()
         if left <= 0:
-            raise CallTimeout(f"{what}: no reply from {self.url} in time; it may still be running")
+            raise CallTimeout(f"{waiting.what}: no reply from {self.url} in time; it may still be running")
         return min(most, int(left * 1000) + 1)
 
-    def _is_alive(
-        self, probe: ZmqSocket, socket: ZmqSocket, request_id: RequestId, deadline: float | None, what: str
-    ) -> Facts | None:
+    def _is_alive(self, probe: ZmqSocket, socket: ZmqSocket, request: Request, waiting: _Wait) -> Facts | None:
         """What the server says of a call; None when its reply has come meanwhile.
 
         Raises
@@ -232,20 +264,21 @@ class Calls:
         ServerLost
             When it says nothing, or was restarted.
         """
-        probe.send(request_frame(Ping(call=request_id)))
+        probe.send(request_frame(Ping(call=request.id)))
         poller = zmq.Poller()
         poller.register(probe, zmq.POLLIN)
         poller.register(socket, zmq.POLLIN)
-        ready = dict(poller.poll(self._left(deadline, what, 2 * self._slice)))
+        ready = dict(poller.poll(self._left(waiting, 2 * self._slice)))
         if socket in ready:
             return None
+        what = waiting.what
         if probe not in ready:
-            self._left(deadline, what, 0)
+            self._left(waiting, 0)
             raise ServerLost(f"{what}: {self.url} has not answered for {self._liveness:g} s; it may have been executed")
         alive = parse_facts(probe.recv())
-        if alive.epoch is not UNSET and alive.epoch != self.epoch:
-            known, self.epoch = self.epoch, alive.epoch
+        if alive.epoch is not UNSET and alive.epoch != waiting.epoch:
+            self.epoch = alive.epoch
             # A server that knows the call was restarted before it.
-            if known and alive.call == "unknown":
+            if waiting.epoch and alive.call == "unknown":
                 raise ServerLost(f"{what}: {self.url} was restarted during the call; it may have been executed")
         return alive

@@ -154,16 +154,20 @@ class ClientEngine:
             return
         signal.deliver(converted)
 
-    def _resync(self, names: set[str]) -> None:
-        """Read again the properties whose notifications were lost."""
+    def _resync(self, names: set[str]) -> set[str]:
+        """Read again the properties whose notifications were lost; the names for which it has to be done again."""
+        failed = set()
         for member in self.interface.properties.values():
-            if member.notify in names:
+            if member.notify is not None and member.notify in names:
                 try:
                     value = self._exchange_property(PropertyGet(property=member.name)).value
+                except CallTimeout:
+                    failed.add(member.notify)  # a busy device has time later
                 except RPCError as exc:
                     logger.warning("%s cannot be read after lost events: %s", member.name, exc)
                 else:
                     self._deliver(member.notify, [value])
+        return failed
 
 
 class RPCClient(_Base):  # type: ignore[misc]

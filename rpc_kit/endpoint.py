@@ -5,6 +5,7 @@ waits for requests and sends replies, the standby while the device thread runs a
 thread hop, and control messages are answered during a long one. docs/threads.md tells the whole story.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -136,7 +137,10 @@ class Endpoint:
         knock.close(linger=100)
 
     def close(self) -> None:
-        """Give the file descriptors back, after `serve`."""
+        """Reply to who came after `serve` had ended, and give the file descriptors back."""
+        self._stopping = True
+        with self._own, contextlib.suppress(zmq.ContextTerminated):
+            self._turn_away()
         self._waker.close()
         self._signals.close()
 
@@ -167,22 +171,26 @@ class Endpoint:
         if self._stopping:
             self._refuse(call, ServerStopping("the server is stopping; nothing was executed"))
             return None
-        if request.id is UNSET or self._journal.begin(request.id):
+        if request.id is UNSET or (request.age is UNSET and self._journal.begin(request.id)):
             return call
-        self._repeat(call, request.id)
-        return None
+        return self._repeat(call, request.id)
 
-    def _repeat(self, call: Call, request_id: RequestId) -> None:
+    def _repeat(self, call: Call, request_id: RequestId) -> Call | None:
         """An id that came before gets the reply of the first, now or when it is there."""
-        journal = self._journal
-        if journal.state(request_id) == "pending":
+        journal, request = self._journal, call.request
+        state = journal.state(request_id)
+        if state == "pending":
             self._duplicates.setdefault(request_id, []).append(call.envelope)
-            return
-        frames = journal.reply(request_id)
+            return None
+        if state == "unknown" and request.age is not UNSET and journal.covers(request.age / 1000):
+            journal.begin(request_id)  # the first never came here
+            return call
+        frames = journal.reply(request_id) if state == "done" else None
         if frames is None:
-            error = ReplyLost(f"{member_of(call.request)}: was executed, its reply is too large to be kept")
-            frames = self._dispatcher.failure(call.request, error)
+            why = "was executed; its reply was too large to keep" if state == "sent" else "may have been executed"
+            frames = self._dispatcher.failure(request, ReplyLost(f"{member_of(request)}: {why}"))
         send_reply(self._socket, call.envelope, frames)
+        return None
 
     def _run(self, call: Call) -> None:
         """Execute a call, with the socket given away meanwhile."""
@@ -240,15 +248,13 @@ class Endpoint:
             while not self._stopping or self._running is not None:
                 self._asleep = quiet > QUIET_TICKS
                 if not self._asleep:
-                    self._wait(watch, TICK)
+                    self._wait(watch, monitor, TICK)
                 elif self._serial == last:
-                    self._wait(watch, None)
+                    self._wait(watch, monitor, None)
                 self._asleep = False
-                for news in connection_news(monitor):
-                    logger.info(news)
                 running, serial = self._running, self._serial
                 if running is not None and (serial == last or self._handed_over):
-                    self._stand_in(running, watch)
+                    self._stand_in(running, watch, monitor)
                     quiet = 0
                 quiet = quiet + 1 if serial == last else 0
                 last = serial
@@ -259,11 +265,13 @@ class Endpoint:
         finally:
             watch.close()
 
-    def _wait(self, watch: Watch, seconds: float | None) -> None:
+    def _wait(self, watch: Watch, monitor: ZmqSocket, seconds: float | None) -> None:
         if self._signals in watch.wait(seconds):
             self._knock()
+        for news in connection_news(monitor):
+            logger.info(news)
 
-    def _stand_in(self, call: Call, watch: Watch) -> None:
+    def _stand_in(self, call: Call, watch: Watch, monitor: ZmqSocket) -> None:
         """Take requests while that call runs."""
         self._taken = True
         watch.add(self._socket)
@@ -273,7 +281,7 @@ class Endpoint:
                     if self._running is not call:
                         break
                     self._drain()
-                self._wait(watch, 1.0)
+                self._wait(watch, monitor, 1.0)
         finally:
             watch.remove(self._socket)
             self._taken = False

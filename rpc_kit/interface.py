@@ -216,7 +216,7 @@ def _declarations(cls: type) -> dict[str, Any]:
                 found.pop(name, None)
                 found[name] = value
                 if inspect.iscoroutinefunction(value):
-                    raise InterfaceError(f"{base.__name__}.{name}: a coroutine cannot be served; make it a plain method")
+                    raise InterfaceError(f"{base.__name__}.{name}: a coroutine cannot be served, only a plain method")
             elif name in found:
                 _check_override(base, name, found[name], value)
     return found

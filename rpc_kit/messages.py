@@ -36,10 +36,15 @@ RequestId = tuple[Annotated[str, msgspec.Meta(max_length=64)], int]
 
 
 class Request(Struct, kw_only=True, tag_field="event"):
-    """What every request may carry: `id` marks version 2; `timeout` is what the caller will still wait, ms."""
+    """What every request may carry.
+
+    `id` marks version 2; `timeout` is what the caller will still wait; `age` marks a repeated request, and is how long
+    ago it was sent first; both in ms.
+    """
 
     id: RequestId | UnsetType = UNSET
     timeout: float | UnsetType = UNSET
+    age: float | UnsetType = UNSET
 
 
 class Params(Struct):
@@ -122,6 +127,7 @@ class Malformed(Struct):
     event: str = ""
     id: RequestId | UnsetType = UNSET
     timeout: float | UnsetType = UNSET
+    age: float | UnsetType = UNSET
 
 
 AnyRequest = Request | Malformed

@@ -92,7 +92,7 @@ def find_device(context: ZmqContext, name: str, registry_url: str, timeout: floa
     request = MethodCall(method="find", params=Params([name]), id=(f"find-{random.getrandbits(64):x}", 1))
     try:
         reply = parse_reply(ask_once(context, registry_url, request_frame(request), timeout))
-    except TimeoutError as exc:
+    except (TimeoutError, ConnectionError) as exc:
         raise RegistryUnreachable(f"the registry at {registry_url} did not answer within {timeout:g} s") from exc
     if not reply.success:
         failure = failure_of(reply)
@@ -108,8 +108,8 @@ def _ask(context: ZmqContext, url: str, event: EventType, payload: msgspec.Struc
     request = registry_frame(event, msgspec.to_builtins(payload))
     try:
         return parse_registry_reply(ask_once(context, url, request, REGISTRY_TIMEOUT))
-    except TimeoutError:
-        logger.debug("no answer of the registry at %s to %s", url, event)
+    except (TimeoutError, ConnectionError) as exc:
+        logger.debug("no answer of the registry at %s to %s: %s", url, event, exc)
     except ProtocolError as exc:
         logger.warning("the registry at %s answered %s with nonsense: %s", url, event, exc)
     return None

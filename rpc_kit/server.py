@@ -132,8 +132,8 @@ class ServerEngine:
         if self.registrar is not None:
             self.registrar.stop()
         self.publisher.close()
-        self._socket.close(linger=DRAIN_TIME)
         self.endpoint.close()
+        self._socket.close(linger=DRAIN_TIME)
         self.finished.set()
 
     def _is_healthy(self) -> bool:

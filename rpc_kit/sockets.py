@@ -185,16 +185,22 @@ def ask_once(context: ZmqContext, url: str, request: bytes, timeout: float) -> b
     ------
     TimeoutError
         When no reply comes within `timeout` seconds.
+    ConnectionError
+        When nothing can be sent, as the context has been terminated.
     """
-    made = client_socket(context, zmq.REQ, url)
+    made: ZmqSocket | None = None
     try:
+        made = client_socket(context, zmq.REQ, url)
         made.rcvtimeo = made.sndtimeo = max(1, int(timeout * 1000))
         made.send(request)
         return made.recv()
     except zmq.Again:
         raise TimeoutError(f"no reply from {url} within {timeout:g} s") from None
+    except zmq.ZMQError as exc:
+        raise ConnectionError(f"nothing can be sent to {url}: {exc}") from exc
     finally:
-        made.close()
+        if made is not None:
+            made.close()
 
 
 def monitor_connections(made: ZmqSocket) -> ZmqSocket:

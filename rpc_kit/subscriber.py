@@ -12,7 +12,7 @@ from .addresses import Address
 from .calls import Calls
 from .errors import ProtocolError, RPCError, ServerLost
 from .messages import InitSignals, SignalEvent, Subscribed
-from .sockets import Waker, Watch, ZmqContext, client_socket, end_monitor, monitor_connections, readable
+from .sockets import Waker, Watch, ZmqContext, ZmqSocket, client_socket, end_monitor, monitor_connections, readable
 from .wire import confirmation_topic, event_topic, parse_published
 
 logger = logging.getLogger(__name__)
@@ -21,9 +21,13 @@ HANDSHAKE_TIMEOUT = 5.0
 """How long the server has to say where its signals are, and to confirm the subscription, s."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 """Pauses between attempts to subscribe again, s."""
+QUIET_TIME = 1.0
+"""So long after the last event it is verified that none is missing, s."""
+JOIN_TIME = 5.0
+"""How long stopping waits for a listener that blocks, s."""
 
 Deliver = Callable[[str, list[object]], None]
-Resync = Callable[[set[str]], None]
+Resync = Callable[[set[str]], set[str]]
 
 
 class RPCSignalReceiver:
@@ -38,7 +42,8 @@ class RPCSignalReceiver:
     deliver
         Called on this thread with the name of a signal and its arguments.
     resync
-        Called on this thread with the names of signals of which events were lost.
+        Called on this thread with the names of signals of which events were lost; gives back those for which it is to
+        be called again.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class RPCSignalReceiver:
         self._seqs: dict[str, int] = {}
         self._stale: set[str] = set()
         self._confirmed = False
+        self._unverified = False
 
     def start(self) -> None:
         """Receive until `stop`, on a thread; lost connections are made again."""
@@ -92,7 +98,9 @@ class RPCSignalReceiver:
             if not self._ended:
                 self._waker.wake()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(JOIN_TIME)
+            if self._thread.is_alive():
+                logger.warning("a listener of a signal of %s blocks: its thread is left behind", self._calls.url)
 
     def _published_at(self) -> str:
         reply = self._calls.ask(InitSignals(), HANDSHAKE_TIMEOUT, "INIT_SIGNALS_HANDLING")
@@ -117,22 +125,36 @@ class RPCSignalReceiver:
             deadline = time.monotonic() + HANDSHAKE_TIMEOUT
             while not self._stopped.is_set():
                 while readable(socket) and not self._stopped.is_set():
-                    self._on_message(*parse_published(socket.recv(), socket.recv()))
+                    # The second frame is there with the first, or never.
+                    self._on_message(*parse_published(socket.recv(), socket.recv(zmq.NOBLOCK)))
                 if readable(monitor):
                     return
-                if self._stale:
-                    stale, self._stale = self._stale, set()
-                    self._resync(stale)
-                elif self._confirmed:
-                    watch.wait()
-                elif time.monotonic() > deadline:
+                if not self._confirmed and time.monotonic() > deadline:
                     raise ServerLost(f"{url} did not confirm the subscription")
-                else:
-                    watch.wait(HANDSHAKE_TIMEOUT)
+                self._pause(socket, watch)
+        except zmq.Again:
+            raise ProtocolError(f"{url} sent an event without a body") from None
         finally:
             watch.close()
             end_monitor(socket, monitor)
             socket.close()
+
+    def _pause(self, socket: ZmqSocket, watch: Watch) -> None:
+        """Wait for the next event, and use the time when there is none."""
+        if self._stale:
+            self._stale = self._resync(self._stale)
+        if not self._confirmed:
+            watch.wait(HANDSHAKE_TIMEOUT)
+        elif not self._stale and not self._unverified:
+            watch.wait()
+        else:
+            watch.wait(QUIET_TIME)
+            if self._unverified and not readable(socket):
+                # The last events of a storm may be lost, and no later one would show it. A new confirmation does.
+                self._unverified = False
+                topic = confirmation_topic(self._calls.client_id)
+                socket.unsubscribe(topic)
+                socket.subscribe(topic)
 
     def _on_message(self, name: str, event: SignalEvent | Subscribed) -> None:
         if event.epoch != self._epoch:
@@ -149,6 +171,7 @@ class RPCSignalReceiver:
         elif event.seq > self._seqs.get(name, 0):
             self._note(name, event.seq)
             self._seqs[name] = event.seq
+            self._unverified = True
             self._deliver(name, event.args)
 
     def _note(self, name: str, next_seq: int) -> None:

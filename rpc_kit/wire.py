@@ -59,7 +59,8 @@ def parse_request(frames: Sequence[Buffer], limit: int) -> AnyRequest:
         The largest size of a request, bytes over all frames.
     """
     if len(frames) != 1:
-        return Malformed(ProtocolError(f"a request is one frame of JSON, got {len(frames)} frames"))
+        number = f"more than {MAX_FRAMES}" if len(frames) > MAX_FRAMES else len(frames)
+        return Malformed(ProtocolError(f"a request is one frame of JSON, got {number} frames"))
     body = frames[0]
     if len(body) > limit:
         return Malformed(MessageTooLarge(f"the request has {len(body)} bytes, the limit is {limit}"))

@@ -106,13 +106,13 @@ def test_malformed_says_what_is_wrong(frame: bytes, text: str) -> None:
     assert len(str(request.error)) < 300
 
 
-@pytest.mark.parametrize(("count", "size"), [(0, 0), (2, 2), (1000, 1)])
-def test_wrong_number_of_frames(count: int, size: int) -> None:
+@pytest.mark.parametrize(("count", "size", "told"), [(0, 0, "0"), (2, 2, "2"), (1000, 1, "more than 64")])
+def test_wrong_number_of_frames(count: int, size: int, told: str) -> None:
     """A request is one frame."""
     request = parse_request([b"x" * size] * count, LIMIT)
 
     assert isinstance(request, Malformed)
-    assert f"a request is one frame of JSON, got {count} frames" == str(request.error)
+    assert f"a request is one frame of JSON, got {told} frames" == str(request.error)
 
 
 @pytest.mark.parametrize(("limit", "kind"), [(16, messages.Ping), (15, Malformed)])

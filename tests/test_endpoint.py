@@ -1,0 +1,284 @@
+"""The loop of a server: answers while a method runs, queues and their limits, repeated ids, every way to stop."""
+
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+import zmq
+
+from rpc_kit import endpoint
+from rpc_kit.wire import MAX_FRAMES
+from tests.devices import LIMIT, InstrumentServer
+from tests.helpers import Peer, call, in_thread, request, wait_until
+
+PING = request("PING")
+
+
+@pytest.fixture
+def peer(context: Any, device: Any) -> Any:
+    """A plain DEALER connected to the device."""
+    with Peer(context, device.url) as made:
+        yield made
+
+
+@pytest.fixture
+def blocked(device: Any, peer: Peer) -> Any:
+    """The device while it executes a method that lasts until it is released."""
+    peer.send(b"", call("block"))
+    assert device.entered.wait(LIMIT)
+    return device
+
+
+def queue(context: Any, device: Any, *frames: bytes) -> Peer:
+    """A peer whose calls are in the queue behind the running one."""
+    peer = Peer(context, device.url)
+    with Peer(context, device.url) as other:
+        before = other.ask(PING)["queued"]
+        for frame in frames:
+            peer.send(b"", frame)
+        wait_until(lambda: other.ask(PING)["queued"] == before + len(frames))
+    return peer
+
+
+@pytest.mark.parametrize(
+    ("frame", "key", "value"),
+    [
+        (PING, "queued", 0),
+        (request("GET_INVENTORY"), "name", "InstrumentServer"),
+        (request("INIT_SIGNALS_HANDLING"), "success", True),
+        (request("METHOD_CALL", method="nothing"), "error", "Method nothing not implemented"),
+        (b"nonsense", "success", False),
+    ],
+)
+def test_answered_while_method_runs(
+    waker_kind: str, blocked: Any, context: Any, frame: bytes, key: str, value: Any
+) -> None:
+    """Whatever needs no device is answered at once during a long call."""
+    with Peer(context, blocked.url) as other:
+        assert value == other.ask(frame)[key]
+
+
+def test_ping_tells_what_runs(context: Any, blocked: Any) -> None:
+    """A ping says which member runs for how long, how many calls wait, and what became of a call."""
+    first = ["client", 1]
+    waiting = queue(context, blocked, call("count", id=first), call("count"))
+    with waiting, Peer(context, blocked.url) as other:
+        reply = other.ask(request("PING", call=first))
+
+        assert ("block", 2, "pending") == (reply["busy"]["member"], reply["queued"], reply["call"])
+        assert 0 < reply["busy"]["seconds"] < LIMIT
+        blocked.released.set()
+        assert [2, 3] == [waiting.reply()["result"], waiting.reply()["result"]]
+        reply = other.ask(request("PING", call=first))
+        assert (None, 0, "done") == (reply["busy"], reply["queued"], reply["call"])
+        assert "unknown" == other.ask(request("PING", call=["client", 2]))["call"]
+
+
+def test_signals_are_opened_while_method_runs(blocked: Any, connect: Any) -> None:
+    """A client can be made, and gets signals, during a long call of another one."""
+    client = connect(blocked.url)
+    levels: list[float] = []
+    client.level_changed.connect(levels.append)
+    blocked.level = 4.0
+
+    wait_until(lambda: [4.0] == levels)
+
+
+def test_expired_in_queue(context: Any, blocked: Any, peer: Peer) -> None:
+    """A call whose caller has given up meanwhile is not executed."""
+    with queue(context, blocked, call("count", id=["c", 1], timeout=1), call("count", id=["c", 2])) as waiting:
+        sent = time.monotonic()
+        wait_until(lambda: time.monotonic() > sent + 0.01)
+        blocked.released.set()
+        expired = waiting.reply()
+
+        assert (False, "rpc_kit.errors.CallExpired") == (expired["success"], expired["error_type"])
+        assert {"success": True, "result": 2, "id": ["c", 2], "epoch": expired["epoch"]} == waiting.reply()
+
+
+def test_repeated_id(peer: Peer) -> None:
+    """A repeated id gets the reply of the first and is executed once; other ids are."""
+    first = peer.ask(call("count", id=["c", 1]))
+
+    assert first == peer.ask(call("count", id=["c", 1]))
+    assert [2, 3] == [peer.ask(call("count", id=["c", 2]))["result"], peer.ask(call("count", id=["d", 1]))["result"]]
+
+
+def test_repeated_id_of_failure(device: Any, peer: Peer) -> None:
+    """Failures are remembered as results are."""
+    first = peer.ask(call("fail", "ValueError", "no", id=["c", 1]))
+
+    assert (first, "no") == (peer.ask(call("fail", "ValueError", "no", id=["c", 1])), first["error"])
+
+
+def test_repeated_id_while_running(context: Any, blocked: Any, peer: Peer) -> None:
+    """An id that is repeated while the first is running or queued is answered together with it."""
+    frame = call("count", id=["c", 1])
+    with queue(context, blocked, frame) as first, Peer(context, blocked.url) as second:
+        second.send(b"", frame)
+        second.send(b"", frame)
+        second.ask(PING)
+        blocked.released.set()
+        replies = [first.reply(), second.reply(), second.reply()]
+
+        assert [2, 2, 2] == [reply["result"] for reply in replies]
+
+
+def test_repeated_id_of_large_reply(peer: Peer) -> None:
+    """A reply that is too large to be kept is not made again: the error says that the call was executed."""
+    frame = call("buffer", "bytes", 1 << 20, id=["c", 1])
+    peer.send(b"", frame)
+    assert 1 << 20 == len(peer.receive()[2])
+
+    assert "rpc_kit.errors.ReplyLost" == peer.ask(frame)["error_type"]
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_QUEUED", 2), ("MAX_QUEUED_BYTES", 250)])
+def test_busy(context: Any, blocked: Any, monkeypatch: pytest.MonkeyPatch, limit: str, value: int) -> None:
+    """A queue that is full refuses further calls, and takes some again later."""
+    monkeypatch.setattr(endpoint, limit, value)
+    frame = call("count", id=["c", 1])
+    with queue(context, blocked, frame, call("add", 1)) as waiting, Peer(context, blocked.url) as late:
+        refused = late.ask(call("echo", "x" * 100, id=["late", 1]))
+
+        assert (False, "rpc_kit.errors.ServerBusy") == (refused["success"], refused["error_type"])
+        blocked.released.set()
+        assert [2, 2] == [waiting.reply()["result"], waiting.reply()["result"]]
+        assert "again" == late.ask(call("echo", "again", id=["late", 2]))["result"]
+
+
+@pytest.mark.parametrize("count", [2, MAX_FRAMES, 1000])
+def test_too_many_frames(peer: Peer, count: int) -> None:
+    """The error says how many frames there were."""
+    reply = peer.ask(*[b"x"] * count)
+
+    assert "a request is one frame of JSON, got " in reply["error"]
+    assert 1 == peer.ask(call("count"))["result"]
+
+
+def test_request_over_limit(serve: Any, context: Any) -> None:
+    """A request over the server's limit is refused by size, one just below it is not."""
+    device = serve(max_request=10_000)
+    with Peer(context, device.url) as peer:
+        empty = len(call("echo", ""))
+        refused = peer.ask(call("echo", "x" * (10_001 - empty)))
+
+        assert "the request has 10001 bytes, the limit is 10000" == refused["error"]
+        assert peer.ask(call("echo", "x" * (10_000 - empty)))["success"]
+
+
+def test_standby_sleeps_and_wakes(waker_kind: str, serve: Any, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A standby that fell asleep for want of calls is there again when a method runs, every time."""
+    monkeypatch.setattr(endpoint, "QUIET_TICKS", 1)
+    device = serve()
+    with Peer(context, device.url) as peer, Peer(context, device.url) as other:
+        for _ in range(3):
+            wait_until(lambda: device._rpc.endpoint._asleep)
+            device.entered.clear()
+            device.released.clear()
+            peer.send(b"", call("block"))
+            assert device.entered.wait(LIMIT)
+
+            assert "block" == other.ask(PING)["busy"]["member"]
+            device.released.set()
+            assert "released" == peer.reply()["result"]
+
+
+def test_many_callers_of_slow_and_fast_methods(serve: Any, context: Any, waker_kind: str) -> None:
+    """With the socket given back and forth between two threads, every caller gets its own reply."""
+    device = serve()
+    peers = [Peer(context, device.url) for _ in range(8)]
+    for number in range(150):
+        for index, peer in enumerate(peers):
+            peer.send(b"", call("pause", 0.002) if (number + index) % 40 == 0 else call("add", number, index))
+    for number in range(150):
+        for index, peer in enumerate(peers):
+            expected = 0.002 if (number + index) % 40 == 0 else number + index
+            assert expected == peer.reply()["result"]
+    for peer in peers:
+        peer.socket.close()
+
+
+@pytest.mark.parametrize("way", ["local", "remote"])
+def test_stop_turns_queued_calls_away(context: Any, blocked: Any, peer: Peer, way: str) -> None:
+    """The running call is finished; those that wait, or come meanwhile, are told that they were not executed."""
+    with queue(context, blocked, call("count", id=["c", 1]), call("count")) as waiting:
+        with Peer(context, blocked.url) as other:
+            if way == "local":
+                blocked.stop_server()
+            else:
+                assert {"success": True} == other.ask(request("STOP_SERVER"))
+            other.send(b"", call("count", id=["c", 2]))
+            other.send(b"", PING)
+            late = [other.reply(), other.reply()]
+            blocked.released.set()
+
+            assert "released" == peer.reply()["result"]
+            assert 2 * [False] == [reply["success"] for reply in late]
+            assert "rpc_kit.errors.ServerStopping" == late[0]["error_type"]
+        replies = [waiting.reply(), waiting.reply()]
+        assert "rpc_kit.errors.ServerStopping" == replies[0]["error_type"]
+        assert {"success": False, "error": replies[0]["error"], "traceback": ""} == replies[1]
+    assert 1 == blocked.counted
+
+
+def test_stop_from_many_threads(device: Any) -> None:
+    """An idle server that is stopped by several threads at once ends."""
+    threads = [threading.Thread(target=device.stop_server) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+
+    assert device._rpc.finished.wait(LIMIT)
+
+
+def test_stop_by_own_method(device: Any, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method of the device may stop the server, and its reply still arrives."""
+    monkeypatch.setattr(device, "count", lambda: device.stop_server())
+
+    assert {"success": True, "result": None} == peer.ask(call("count"))
+    assert device._rpc.finished.wait(LIMIT)
+
+
+def test_remote_stop_refused(serve: Any, context: Any) -> None:
+    """A server may refuse to be stopped remotely."""
+    device = serve(remote_stop=False)
+    with Peer(context, device.url) as peer:
+        assert "this server is not to be stopped remotely" == peer.ask(request("STOP_SERVER"))["error"]
+        assert 1 == peer.ask(call("count"))["result"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_stop_by_signal(process: Any, context: Any, number: int, busy: bool) -> None:
+    """SIGTERM and Ctrl-C end a process with status 0 after the running call."""
+    with Peer(context, process.line) as peer, Peer(context, process.line) as other:
+        other.ask(PING)
+        if busy:
+            peer.send(b"", call("pause", 0.3))
+            wait_until(lambda: other.ask(PING)["busy"])
+        process.send_signal(number)
+
+        assert (0, "") == process.end()
+        assert not busy or {"success": True, "result": 0.3} == peer.reply()
+
+
+def test_stop_remotely(process: Any, connect: Any) -> None:
+    """A client ends the process of a server with status 0."""
+    connect(process.line).stop_server()
+
+    assert (0, "") == process.end()
+
+
+def test_context_terminated(context: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A server whose context is terminated ends, and says so."""
+    own: Any = zmq.Context()
+    device = InstrumentServer(own, "tcp://127.0.0.1:0")
+    with in_thread(device.serve_forever) as outcome, Peer(context, device.url) as peer:
+        peer.ask(PING)
+        own.term()
+
+    assert ([None], True) == (outcome, "the context was terminated" in caplog.text)

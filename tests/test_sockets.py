@@ -1,0 +1,285 @@
+"""Real sockets: envelopes of every kind of peer, urls of every kind, and both ways to wake a thread."""
+
+import os
+import random
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from rpc_kit import sockets
+from rpc_kit.addresses import RANDOM_PORTS, Address
+from rpc_kit.sockets import (
+    HARD_LIMIT,
+    ZERO_COPY,
+    Waker,
+    Watch,
+    ask_once,
+    client_socket,
+    readable,
+    receive_request,
+    receive_rest,
+    send_reply,
+    server_socket,
+)
+from rpc_kit.wire import MAX_FRAMES
+from tests.devices import LIMIT, InstrumentClient
+from tests.helpers import Peer, wait_until
+
+LOOPBACK = Address.parse("tcp://127.0.0.1:0")
+
+
+@pytest.fixture
+def router(context: Any) -> Any:
+    made, address = server_socket(context, zmq.ROUTER, LOOPBACK)
+    made.rcvtimeo = int(LIMIT * 1000)
+    with made:
+        yield made, str(address)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent", "envelope", "body"),
+    [
+        (zmq.REQ, [b"body"], [b""], [b"body"]),
+        (zmq.REQ, [b"body", b"more"], [b""], [b"body", b"more"]),
+        (zmq.DEALER, [b"", b"body"], [b""], [b"body"]),
+        (zmq.DEALER, [b"id", b"", b"body"], [b"id", b""], [b"body"]),
+        (zmq.DEALER, [b"body"], [], [b"body"]),
+        (zmq.DEALER, [b"body", b"more", b"", b"rest"], [], [b"body", b"more", b"", b"rest"]),
+        (zmq.DEALER, [b""], [], [b""]),
+        (zmq.DEALER, [b"", b""], [b""], [b""]),
+        (zmq.DEALER, [b"id", b""], [b"id", b""], []),
+    ],
+)
+def test_envelope(
+    router: Any, context: Any, kind: int, sent: list[bytes], envelope: list[bytes], body: list[bytes]
+) -> None:
+    """The envelope of every kind of peer is told from the body, and a reply finds its way back."""
+    with Peer(context, router[1], kind) as peer:
+        peer.send(*sent)
+        received, frames = receive_request(router[0])
+        send_reply(router[0], received, [b"head", b"payload"])
+
+        assert envelope == received[1:]
+        assert body == [bytes(frame) for frame in frames]
+        assert [*([] if kind == zmq.REQ else envelope), b"head", b"payload"] == peer.receive()
+
+
+def test_envelope_with_correlation(router: Any, context: Any) -> None:
+    """The frame that REQ_CORRELATE adds is echoed."""
+    with Peer(context, router[1], zmq.REQ) as peer:
+        peer.socket.setsockopt(zmq.REQ_CORRELATE, 1)
+        peer.socket.setsockopt(zmq.REQ_RELAXED, 1)
+        for number in (b"1", b"2"):
+            peer.send(number)
+            envelope, frames = receive_request(router[0])
+            send_reply(router[0], envelope, frames)
+
+            assert 3 == len(envelope)
+            assert [number] == peer.receive()
+
+
+def test_too_many_frames_are_not_kept(router: Any, context: Any) -> None:
+    """Of a thousand frames only a few more than allowed are kept, and the next request is read as usual."""
+    with Peer(context, router[1]) as peer:
+        peer.send(*[b"x"] * 1000)
+        peer.send(b"", b"next")
+
+        assert MAX_FRAMES < len(receive_request(router[0])[1]) < 2 * MAX_FRAMES
+        assert b"next" == receive_request(router[0])[1][0]
+
+
+@pytest.mark.parametrize("size", [0, 1, ZERO_COPY - 1, ZERO_COPY, 1 << 20])
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: memoryview(bytearray(data))])
+def test_reply_of_any_size(router: Any, context: Any, size: int, kind: Any) -> None:
+    """Small and large replies arrive, and what the sender can still change is copied."""
+    with Peer(context, router[1], zmq.REQ) as peer:
+        peer.send(b"")
+        payload = kind(b"x" * size)
+        send_reply(router[0], receive_request(router[0])[0], [b"head", payload])
+        if size and not memoryview(payload).readonly:
+            memoryview(payload)[:1] = b"y"
+
+        assert [b"head", b"x" * size] == peer.receive()
+
+
+def test_received_buffers_are_read_only(context: Any) -> None:
+    """The frames after the first are read-only views."""
+    with context.socket(zmq.PAIR) as one, context.socket(zmq.PAIR) as other:
+        one.bind("inproc://pair")
+        other.connect("inproc://pair")
+        one.send_multipart([b"head", b"a", b"b"])
+        one.send(b"single")
+
+        assert b"head" == other.recv()
+        received = receive_rest(other)
+        assert [(b"a", True), (b"b", True)] == [(bytes(each), each.readonly) for each in received]
+        assert b"single" == other.recv()
+        assert [] == receive_rest(other)
+
+
+def test_reply_to_peer_that_left(router: Any, context: Any) -> None:
+    """A reply to nobody is lost without an error."""
+    send_reply(router[0], [b"nobody", b""], [b"reply"])
+
+
+def urls(tmp_path: Path) -> dict[str, tuple[str, str]]:
+    """What a server listens on, and the host that clients connect to."""
+    return {
+        "ipv4": ("tcp://127.0.0.1:0", "127.0.0.1"),
+        "localhost": ("tcp://localhost:0", "localhost"),
+        "host name": (f"tcp://{socket.gethostname()}:0", socket.gethostname()),
+        "every": ("tcp://*:0", "127.0.0.1"),
+        "zeros": ("tcp://0.0.0.0:0", "127.0.0.1"),
+        "star port": ("tcp://127.0.0.1:*", "localhost"),
+        "no port": ("tcp://127.0.0.1", "127.0.0.1"),
+        "ipv6": ("tcp://[::1]:0", "[::1]"),
+        "every ipv6": ("tcp://[::]:0", "127.0.0.1"),
+        "ipc": (f"ipc://{tmp_path}/socket-1", ""),
+        "inproc": ("inproc://some-name", ""),
+    }
+
+
+@pytest.mark.parametrize("kind", list(urls(Path())))
+def test_urls(serve: Any, context: Any, tmp_path: Path, kind: str) -> None:
+    """Calls and signals work over every kind of url."""
+    url, host = urls(tmp_path)[kind]
+    device = serve(url=url)
+    reached = f"tcp://{host}:{device.port}" if host else device.url
+    ticks: list[int] = []
+
+    with InstrumentClient(context, reached) as client:
+        client.ticked.connect(ticks.append)
+        client.tick(1, 3)
+
+        assert 5 == client.add(2, 3)
+        wait_until(lambda: [1, 2, 3] == ticks)
+    assert (device.port is None) == (host == "")
+    assert kind != "no port" or device.port in RANDOM_PORTS
+
+
+def test_host_name_with_dash(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host name with dashes is resolved before the socket is bound, and stays in the url."""
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **more: resolve(host.replace("lab-pc-3", "localhost"), *rest, **more)
+    )
+    made, address = server_socket(context, zmq.ROUTER, Address.parse("tcp://lab-pc-3:0"))
+    with made:
+        assert f"tcp://lab-pc-3:{address.port}" == str(address)
+        assert address.port
+
+
+def test_random_port_that_is_taken(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a port the next free one of the range is taken."""
+    first, taken = server_socket(context, zmq.ROUTER, Address.parse("tcp://127.0.0.1"))
+    with first:
+        monkeypatch.setattr(random, "sample", lambda *_: [taken.port, taken.port, 0])
+        second, address = server_socket(context, zmq.ROUTER, Address.parse("tcp://127.0.0.1"))
+        second.close()
+        monkeypatch.setattr(random, "sample", lambda *_: [taken.port])
+
+        assert address.port not in (0, taken.port)
+        with pytest.raises(OSError, match=f"cannot bind to {taken}: Address already in use"):
+            server_socket(context, zmq.ROUTER, Address.parse("tcp://127.0.0.1"))
+
+
+@pytest.mark.parametrize("url", ["tcp://192.0.2.1:0", "tcp://no-such-host.invalid:0", "ipc:///no/such/folder/socket"])
+def test_address_that_cannot_be_bound(context: Any, url: str) -> None:
+    """The error names the address."""
+    with pytest.raises(OSError, match=f"cannot bind to {url}"):
+        server_socket(context, zmq.ROUTER, Address.parse(url))
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("tcp://*:9000", "put the server's host name in the place of '\\*'"),
+        ("tcp://0.0.0.0:9000", "put the server's host name"),
+        ("tcp://[::]:9000", "put the server's host name"),
+        ("tcp://localhost", "has no port"),
+        ("tcp://localhost:0", "has no port"),
+        ("localhost:9000", "is no url"),
+        ("http://localhost:9000", "is no url"),
+        ("tcp://::1:9000", "stands in brackets"),
+        ("tcp://localhost:99999", "no proper port"),
+        ("", "is no url"),
+    ],
+)
+def test_url_that_cannot_be_connected_to(context: Any, url: str, text: str) -> None:
+    """The error says what is wrong with the url."""
+    with pytest.raises(ValueError, match=text):
+        client_socket(context, zmq.REQ, url)
+
+
+def test_ask_once(router: Any, context: Any) -> None:
+    """One question, one answer; without an answer a TimeoutError."""
+
+    def answer() -> None:
+        envelope, frames = receive_request(router[0])
+        send_reply(router[0], envelope, [bytes(frames[0]).upper()])
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+
+    assert b"WORD" == ask_once(context, router[1], b"word", LIMIT)
+    thread.join()
+    with pytest.raises(TimeoutError, match=f"no reply from {router[1]} within 0.05 s"):
+        ask_once(context, router[1], b"word", 0.05)
+
+
+def test_limits_of_server_socket(router: Any) -> None:
+    """What one peer may send is bounded, and closing never waits."""
+    assert (HARD_LIMIT, 0) == (router[0].getsockopt(zmq.MAXMSGSIZE), router[0].linger)
+
+
+def test_waker(waker_kind: str) -> None:
+    """A wake-up ends a wait at once, any number of them count as one, and closing gives the descriptors back."""
+    before = len(os.listdir("/proc/self/fd"))
+    waker = Waker()
+    watch = Watch(waker)
+    for _ in range(1000):
+        waker.wake()
+    watch.wait(LIMIT)  # clears them all
+    threading.Timer(0.01, waker.wake).start()
+    watch.wait(LIMIT)
+    waker.clear()
+    watch.close()
+    waker.close()
+
+    assert before == len(os.listdir("/proc/self/fd"))
+
+
+def test_waker_with_very_many_pending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waking never blocks, however many wake-ups are pending."""
+    monkeypatch.delattr(os, "eventfd", raising=False)
+    waker = Waker()
+    for _ in range(300_000):
+        waker.wake()
+    waker.clear()
+    waker.close()
+
+
+def test_watch_sees_messages(waker_kind: str, router: Any, context: Any) -> None:
+    """A message ends the wait for a socket that is watched."""
+    waker = Waker()
+    watch = Watch(waker).add(router[0])
+    with Peer(context, router[1]) as peer:
+        peer.send(b"", b"body")
+        wait_until(lambda: watch.wait(0.1) or readable(router[0]))
+        receive_request(router[0])
+
+        assert not readable(router[0])
+    watch.remove(router[0])
+    watch.close()
+    waker.close()
+
+
+def test_only_one_module_makes_sockets() -> None:
+    """All sockets come from where their limits are set."""
+    folder = Path(sockets.__file__).parent
+
+    assert ["sockets.py"] == [path.name for path in folder.glob("*.py") if "context.socket(" in path.read_text()]

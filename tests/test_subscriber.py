@@ -1,0 +1,239 @@
+"""Signals at the client: each event exactly once, whatever happens to connections, servers and listeners."""
+
+import signal
+import threading
+from datetime import UTC, datetime
+from typing import Any
+from weakref import WeakMethod
+
+import pytest
+
+from rpc_kit import RPCClient, sockets, subscriber
+from tests.devices import LIMIT, Identified, Mode, Point, Scan
+from tests.helpers import Relay, wait_until
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first attempt after a lost connection comes soon."""
+    monkeypatch.setattr(subscriber, "SHORTEST_PAUSE", 0.02)
+
+
+def collect(signal_: Any) -> list[Any]:
+    """The arguments of the events that come from now on."""
+    received: list[Any] = []
+    signal_.connect(received.append)
+    return received
+
+
+def test_each_listener_of_each_client_gets_each_event_once(device: Any, connect: Any) -> None:
+    """Five clients with three listeners each get five hundred events, each once and in order."""
+    clients = [connect(device.url) for _ in range(5)]
+    received = []
+    for client in clients:
+        for _ in range(3):
+            events: list[int] = []
+            client.ticked.connect(lambda number, events=events: events.append(number))
+            received.append(events)
+    for number in range(500):
+        device.ticked.emit(number)
+
+    wait_until(lambda: all(events[-1:] == [499] for events in received))
+    assert 15 * [list(range(500))] == received
+    assert 0 == sum(client.events_lost for client in clients)
+
+
+def test_nothing_is_lost_between_connect_and_first_event(device: Any, connect: Any) -> None:
+    """An event right after a listener was connected arrives, for every new client."""
+    for number in range(20):
+        ticks = collect(connect(device.url).ticked)
+        device.ticked.emit(number)
+
+        wait_until(lambda ticks=ticks, number=number: [number] == ticks)
+
+
+def test_events_of_earlier_times_are_no_gap(device: Any, connect: Any) -> None:
+    """What was emitted before the client came is neither delivered nor counted as lost."""
+    for number in range(10):
+        device.ticked.emit(number)
+    client = connect(device.url)
+    ticks = collect(client.ticked)
+    device.ticked.emit(10)
+
+    wait_until(lambda: [10] == ticks)
+    assert 0 == client.events_lost
+
+
+def test_arguments_are_converted(device: Any, client: Any) -> None:
+    """A dataclass comes as the dataclass, with what it contains."""
+    scans = collect(client.scanned)
+    scan = Scan(Mode.EXACT, [Point(1.5, float("inf"))], datetime.now(UTC), None)
+    device.scanned.emit(scan)
+
+    wait_until(lambda: [scan] == scans)
+
+
+def test_notification_of_property(device: Any, connect: Any) -> None:
+    """A set that changes the value notifies every client once, a set of the same value nobody."""
+    clients = [connect(device.url) for _ in range(3)]
+    received = [collect(client.level_changed) for client in clients]
+    clients[0].level = 2.5
+    clients[1].level = 2.5
+    clients[2].level = 3.5
+
+    wait_until(lambda: all(levels[-1:] == [3.5] for levels in received))
+    assert 3 * [[2.5, 3.5]] == received
+
+
+def test_listener_that_raises(device: Any, client: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the others and later events go on."""
+    ticks: list[int] = []
+    client.ticked.connect(lambda number: 1 / 0)
+    client.ticked.connect(ticks.append)
+    device.ticked.emit(1)
+    device.ticked.emit(2)
+
+    wait_until(lambda: [1, 2] == ticks)
+    assert 2 == caplog.text.count("ZeroDivisionError: division by zero")
+
+
+def test_event_that_does_not_fit(device: Any, client: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """An event of another type than the interface's is logged and skipped."""
+    ticks = collect(client.ticked)
+    device._rpc.publisher._publish("ticked", ("no number",))
+    device.ticked.emit(2)
+
+    wait_until(lambda: [2] == ticks)
+    assert "does not fit the interface" in caplog.text
+
+
+def test_listener_that_calls_the_server(device: Any, client: Any) -> None:
+    """A listener may call the device, read a property, and disconnect itself."""
+    results: list[Any] = []
+
+    def listener(number: int) -> None:
+        results.append((client.add(number, 1), client.level))
+        client.ticked.disconnect(listener)
+
+    client.ticked.connect(listener)
+    client.tick(1, 3)
+
+    wait_until(lambda: [(2, 1.0)] == results)
+
+
+def test_listener_that_closes_the_client(device: Any, client: Any) -> None:
+    """A listener may close the client; the receiver ends."""
+    client.ticked.connect(lambda number: client.close())
+    device.ticked.emit(1)
+
+    wait_until(lambda: "rpc-receiver" not in [thread.name for thread in threading.enumerate()])
+
+
+def test_weak_listener(device: Any, client: Any) -> None:
+    """A weak method does not keep its object alive, and is passed over when that is gone."""
+
+    class Display:
+        def __init__(self) -> None:
+            self.shown: list[int] = []
+
+        def show(self, number: int) -> None:
+            self.shown.append(number)
+
+    displays = [Display()]
+    client.ticked.connect(WeakMethod(displays[0].show))
+    ticks = collect(client.ticked)
+    device.ticked.emit(1)
+    wait_until(lambda: [1] == displays[0].shown)
+    displays.clear()
+    device.ticked.emit(2)
+
+    wait_until(lambda: [1, 2] == ticks)
+
+
+def test_gap_is_counted_and_property_read_again(device: Any, client: Any) -> None:
+    """After lost events the client gets the present value of the property, and says how many were lost."""
+    levels, ticks = collect(client.level_changed), collect(client.ticked)
+    device.level = 2.0
+    device._rpc.publisher._seqs["level_changed"] += 5  # as if five events had not come through
+    device.level = 3.0
+    device.ticked.emit(1)
+
+    wait_until(lambda: [2.0, 3.0, 3.0] == levels)
+    wait_until(lambda: [1] == ticks)
+    assert 5 == client.events_lost
+
+
+def test_gap_of_overflow(serve: Any, connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a flood that a listener cannot follow what is not delivered is counted."""
+    monkeypatch.setattr(sockets, "EVENT_BACKLOG", 50)
+    device = serve()
+    client = connect(device.url)
+    go_on, received = threading.Event(), []
+
+    def listener(text: str) -> None:
+        received.append(text[:3])
+        assert go_on.wait(LIMIT)
+
+    client.noted.connect(listener)
+    for _ in range(1000):
+        device.noted.emit("x" * 50_000)
+    wait_until(lambda: received)
+    go_on.set()
+    # The last event may be lost, too: only a later one shows it.
+    wait_until(lambda: device.noted.emit("end") or received[-1] == "end")
+
+    wait_until(lambda: device._rpc.publisher._seqs["noted"] == len(received) + client.events_lost)
+    assert client.events_lost > 500
+
+
+def test_connection_that_breaks(device: Any, connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events emitted while the connection is broken are counted, those after it arrive, and the property is read."""
+    with Relay(device._rpc.open_signals(2)["event_port"]) as relay:
+        monkeypatch.setattr(device._rpc, "open_signals", lambda version: {"event_port": relay.own_port})
+        client = connect(device.url)
+        levels, ticks = collect(client.level_changed), collect(client.ticked)
+        device.ticked.emit(1)
+        wait_until(lambda: [1] == ticks)
+        with device._rpc.publisher._lock:  # nothing is confirmed meanwhile
+            relay.cut()
+            device._level = 7.0
+            device._rpc.publisher._seqs["level_changed"] += 1
+            device._rpc.publisher._seqs["ticked"] += 2
+        wait_until(lambda: 3 == client.events_lost)
+        device.ticked.emit(2)
+
+        wait_until(lambda: [1, 2] == ticks)
+        wait_until(lambda: [7.0] == levels)
+        client.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_server_restarted_on_same_port(spawn: Any, connect: Any, number: int) -> None:
+    """After a crash the client subscribes to the new server and reads the properties again, without being asked."""
+    first = spawn("tests.instrument", "serve", "tcp://127.0.0.1:0")
+    client = connect(first.line)
+    levels, ticks = collect(client.level_changed), collect(client.ticked)
+    client.level = 5.0
+    wait_until(lambda: [5.0] == levels)
+    first.send_signal(number)
+    first.end()
+    second = spawn("tests.instrument", "serve", first.line)
+    assert first.line == second.line
+
+    wait_until(lambda: [5.0, 1.0] == levels)
+    client.tick(1, 3)
+    wait_until(lambda: [1, 2, 3] == ticks)
+    assert 1.0 == client.level
+
+
+def test_client_without_signals(device: Any, context: Any) -> None:
+    """A client of an interface without signals needs no thread."""
+
+    @RPCClient.register_interface(Identified)
+    class IdentifiedClient(Identified, RPCClient):
+        pass
+
+    with IdentifiedClient(context, device.url) as client:
+        assert ("SN-1", 6.5) == (client.serial, client.total(1, 2, more=3.5))
+        assert 0 == client.events_lost
+        assert "rpc-receiver" not in [thread.name for thread in threading.enumerate()]
