@@ -245,6 +245,7 @@ class Endpoint:
         watch = Watch(self._waker, self._signals).add(monitor)
         last, quiet = 0, 0
         try:
+            self._log_news(monitor)
             while not self._stopping or self._running is not None:
                 self._asleep = quiet > QUIET_TICKS
                 if not self._asleep:
@@ -266,8 +267,13 @@ class Endpoint:
             watch.close()
 
     def _wait(self, watch: Watch, monitor: ZmqSocket, seconds: float | None) -> None:
-        if self._signals in watch.wait(seconds):
+        happened = watch.wait(seconds)
+        if self._signals in happened:
             self._knock()
+        if monitor in happened:
+            self._log_news(monitor)
+
+    def _log_news(self, monitor: ZmqSocket) -> None:
         for news in connection_news(monitor):
             logger.info(news)
 

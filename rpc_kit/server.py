@@ -1,14 +1,10 @@
 """RPCServer: what makes a device reachable."""
 
-import contextlib
 import logging
 import secrets
-import signal
-import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from types import FrameType
+from collections.abc import Mapping
 from typing import Any, Self
 
 import zmq
@@ -18,6 +14,7 @@ from .addresses import Address, host_towards
 from .dispatch import Dispatcher, Handler
 from .endpoint import Endpoint
 from .interface import Interface, declared_names, refuse_reserved
+from .process import shorter_switch_interval, stopped_by_signals
 from .publisher import Publisher, bound_signals
 from .registration import Registrar
 from .sockets import DRAIN_TIME, HARD_LIMIT, ZmqContext, server_socket
@@ -106,7 +103,9 @@ class ServerEngine:
                 raise RuntimeError("this server is being served already")
             self.serving = threading.current_thread()
         try:
-            with _switch_interval(switch_interval), self._stop_on_signals():
+            with shorter_switch_interval(switch_interval), stopped_by_signals(
+                self.endpoint.stop, self.endpoint.signal_descriptor()
+            ):
                 self.notifier.ready()
                 self.endpoint.serve()
         finally:
@@ -144,58 +143,6 @@ class ServerEngine:
         method = self.interface.methods.get(call["member"])
         limit = method.mark.timeout if method is not None else methods.DEFAULT_TIMEOUT
         return limit is None or bool(call["seconds"] * 1000 <= limit)
-
-    @contextlib.contextmanager
-    def _stop_on_signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT end the server, unless the program has handlers of its own."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            logger.info("stopping on %s", signal.Signals(number).name)
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-            self.endpoint.stop()
-
-        defaults: dict[signal.Signals, Any] = {
-            signal.SIGTERM: signal.SIG_DFL,
-            signal.SIGINT: signal.default_int_handler,
-        }
-        taken = [number for number, default in defaults.items() if signal.getsignal(number) is default]
-        for number in taken:
-            signal.signal(number, stop)
-        # A signal that comes just before a receive blocks would not be seen until the next message.
-        before = signal.set_wakeup_fd(self.endpoint.signal_descriptor(), warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(before)
-            for number in taken:
-                signal.signal(number, defaults[number])
-
-
-_intervals: list[float] = []
-_usual_interval = 0.0
-_intervals_lock = threading.Lock()
-
-
-@contextlib.contextmanager
-def _switch_interval(seconds: float | None) -> Iterator[None]:
-    """The shortest of what the servers of this process ask for, until the last of them ends."""
-    global _usual_interval
-    asked = [] if seconds is None else [seconds]
-    with _intervals_lock:
-        if not _intervals:
-            _usual_interval = sys.getswitchinterval()
-        _intervals.extend(asked)
-        sys.setswitchinterval(min(_intervals, default=_usual_interval))
-    try:
-        yield
-    finally:
-        with _intervals_lock:
-            for each in asked:
-                _intervals.remove(each)
-            sys.setswitchinterval(min(_intervals, default=_usual_interval))
 
 
 class RPCServer:

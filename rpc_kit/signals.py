@@ -6,7 +6,7 @@ from threading import Lock
 from typing import Any
 from weakref import WeakMethod
 
-from .convert import coerce_to_generic, is_instance_of_generic
+from .convert import Load, converter, is_instance_of_generic
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ class BoundSignal:
     def __init__(self, *arg_types: Any) -> None:
         self.arg_types = arg_types
         self.name = ""
+        self._loads: tuple[Load, ...] = ()
         self.connections: list[Listener | WeakMethod[Any]] = []
         self._lock = Lock()
         self._publish: Callable[[tuple[Any, ...]], None] | None = None
@@ -104,7 +105,9 @@ class BoundSignal:
         if len(args) != len(self.arg_types):
             raise RuntimeError(f"signal {self.name} takes {len(self.arg_types)} arguments, got {len(args)}")
         if coerce:
-            return tuple(map(coerce_to_generic, args, self.arg_types))
+            if len(self._loads) != len(args):
+                self._loads = tuple(map(converter, self.arg_types))
+            return tuple([load(arg) for load, arg in zip(self._loads, args)])
         for number, (arg, expected) in enumerate(zip(args, self.arg_types), 1):
             if not is_instance_of_generic(arg, expected):
                 raise TypeError(f"signal {self.name}: argument {number} must be {expected}, got {type(arg).__name__}")

@@ -289,7 +289,10 @@ class Waker:
 
 
 class Watch:
-    """Waits for wakers and for the edge-triggered descriptors of sockets; of one thread."""
+    """Waits for wakers and for the edge-triggered descriptors of sockets; of one thread.
+
+    A descriptor tells only of what comes after `readable` has said no.
+    """
 
     def __init__(self, *wakers: Waker) -> None:
         self._selector = getattr(selectors, "PollSelector", selectors.SelectSelector)()
@@ -298,19 +301,20 @@ class Watch:
 
     def add(self, made: ZmqSocket) -> Self:
         """Wait for that socket too."""
-        self._selector.register(made.fileno(), selectors.EVENT_READ)
+        self._selector.register(made.fileno(), selectors.EVENT_READ, made)
         return self
 
     def remove(self, made: ZmqSocket) -> None:
         """Wait for that socket no more."""
         self._selector.unregister(made.fileno())
 
-    def wait(self, seconds: float | None = None) -> list[Waker]:
-        """Until something happens; the wakers that woke, cleared."""
-        woke = [key.data for key, _ in self._selector.select(seconds) if key.data is not None]
-        for waker in woke:
-            waker.clear()
-        return woke
+    def wait(self, seconds: float | None = None) -> list[Waker | ZmqSocket]:
+        """Until something happens; what it happened to. A waker is cleared."""
+        happened = [key.data for key, _ in self._selector.select(seconds)]
+        for each in happened:
+            if isinstance(each, Waker):
+                each.clear()
+        return happened
 
     def close(self) -> None:
         """Give the selector's descriptors back."""

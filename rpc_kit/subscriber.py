@@ -123,15 +123,14 @@ class RPCSignalReceiver:
             watch.add(socket).add(monitor)
             self._confirmed = False
             deadline = time.monotonic() + HANDSHAKE_TIMEOUT
-            while not self._stopped.is_set():
+            connected = not readable(monitor)
+            while connected and not self._stopped.is_set():
                 while readable(socket) and not self._stopped.is_set():
                     # The second frame is there with the first, or never.
                     self._on_message(*parse_published(socket.recv(), socket.recv(zmq.NOBLOCK)))
-                if readable(monitor):
-                    return
                 if not self._confirmed and time.monotonic() > deadline:
                     raise ServerLost(f"{url} did not confirm the subscription")
-                self._pause(socket, watch)
+                connected = monitor not in self._pause(socket, watch) or not readable(monitor)
         except zmq.Again:
             raise ProtocolError(f"{url} sent an event without a body") from None
         finally:
@@ -139,22 +138,22 @@ class RPCSignalReceiver:
             end_monitor(socket, monitor)
             socket.close()
 
-    def _pause(self, socket: ZmqSocket, watch: Watch) -> None:
-        """Wait for the next event, and use the time when there is none."""
+    def _pause(self, socket: ZmqSocket, watch: Watch) -> list[Waker | ZmqSocket]:
+        """Wait for the next event, and use the time when there is none; what has happened."""
         if self._stale:
             self._stale = self._resync(self._stale)
         if not self._confirmed:
-            watch.wait(HANDSHAKE_TIMEOUT)
-        elif not self._stale and not self._unverified:
-            watch.wait()
-        else:
-            watch.wait(QUIET_TIME)
-            if self._unverified and not readable(socket):
-                # The last events of a storm may be lost, and no later one would show it. A new confirmation does.
-                self._unverified = False
-                topic = confirmation_topic(self._calls.client_id)
-                socket.unsubscribe(topic)
-                socket.subscribe(topic)
+            return watch.wait(HANDSHAKE_TIMEOUT)
+        if not self._stale and not self._unverified:
+            return watch.wait()
+        happened = watch.wait(QUIET_TIME)
+        if self._unverified and not happened:
+            # The last events of a storm may be lost, and no later one would show it. A new confirmation does.
+            self._unverified = False
+            topic = confirmation_topic(self._calls.client_id)
+            socket.unsubscribe(topic)
+            socket.subscribe(topic)
+        return happened
 
     def _on_message(self, name: str, event: SignalEvent | Subscribed) -> None:
         if event.epoch != self._epoch:

@@ -12,8 +12,8 @@ PACKAGES = ("rpc_kit", "registry")
 ORDER = """
     rpc_kit.errors rpc_kit.numpy_values rpc_kit.convert rpc_kit.signals rpc_kit.properties rpc_kit.methods
     rpc_kit.interface rpc_kit.messages rpc_kit.wire rpc_kit.journal rpc_kit.dispatch rpc_kit.addresses rpc_kit.sockets
-    rpc_kit.endpoint rpc_kit.publisher rpc_kit.registration rpc_kit.systemd rpc_kit.server rpc_kit.calls
-    rpc_kit.subscriber rpc_kit.client rpc_kit
+    rpc_kit.endpoint rpc_kit.publisher rpc_kit.registration rpc_kit.systemd rpc_kit.process rpc_kit.server
+    rpc_kit.calls rpc_kit.subscriber rpc_kit.client rpc_kit
     registry.table registry.service registry registry.__main__
 """.split()
 NUMBERS = {module: number for number, module in enumerate(ORDER)}
