@@ -1,6 +1,8 @@
 """The client's thread that receives signals, notices lost ones, and subscribes again when the server has restarted."""
 
+import contextlib
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -10,9 +12,17 @@ from msgspec import UNSET
 
 from .addresses import Address
 from .calls import Calls
-from .errors import ProtocolError, RPCError, ServerLost
+from .errors import ClientClosed, ProtocolError, RPCError, ServerLost
 from .messages import InitSignals, SignalEvent, Subscribed
-from .sockets import Waker, Watch, ZmqContext, ZmqSocket, client_socket, end_monitor, monitor_connections, readable
+from .sockets import (
+    ZmqContext,
+    ZmqSocket,
+    client_socket,
+    end_monitor,
+    monitor_connections,
+    readable,
+    server_socket,
+)
 from .wire import confirmation_topic, event_topic, parse_published
 
 logger = logging.getLogger(__name__)
@@ -25,6 +35,9 @@ QUIET_TIME = 1.0
 """So long after the last event it is verified that none is missing, s."""
 JOIN_TIME = 5.0
 """How long stopping waits for a listener that blocks, s."""
+
+_BELL = b"\1"
+"""Neither a signal nor a client id begins so: servers have nothing to publish under it."""
 
 Deliver = Callable[[str, list[object]], None]
 Resync = Callable[[set[str]], set[str]]
@@ -57,7 +70,8 @@ class RPCSignalReceiver:
         self._signals = list(signals)
         self._deliver = deliver
         self._resync = resync
-        self._waker = Waker()
+        # What ends a blocking receive: a publisher of our own, to which the subscribing socket is connected as well.
+        self._bell, self._bell_at = server_socket(context, zmq.PUB, Address("inproc", f"bell-{secrets.token_hex(8)}"))
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._ended = False
@@ -78,7 +92,7 @@ class RPCSignalReceiver:
                 try:
                     self._receive_from(self._published_at())
                     pause = SHORTEST_PAUSE
-                except zmq.ContextTerminated:
+                except (zmq.ContextTerminated, ClientClosed):
                     return
                 except (RPCError, OSError, ValueError) as exc:
                     if self._stopped.is_set() or self._calls.closed:
@@ -89,18 +103,21 @@ class RPCSignalReceiver:
         finally:
             with self._lock:
                 self._ended = True
-                self._waker.close()
+                self._bell.close()
 
     def stop(self) -> None:
         """End the thread, and wait for it unless it is the caller; idempotent."""
         self._stopped.set()
-        with self._lock:
-            if not self._ended:
-                self._waker.wake()
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(JOIN_TIME)
-            if self._thread.is_alive():
-                logger.warning("a listener of a signal of %s blocks: its thread is left behind", self._calls.url)
+        if threading.current_thread() is self._thread:
+            return
+        deadline = time.monotonic() + JOIN_TIME
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            with self._lock, contextlib.suppress(zmq.ContextTerminated):
+                if not self._ended:
+                    self._bell.send(_BELL)
+            self._thread.join(0.05)
+        if self._thread.is_alive():
+            logger.warning("a listener of a signal of %s blocks: its thread is left behind", self._calls.url)
 
     def _published_at(self) -> str:
         reply = self._calls.ask(InitSignals(), HANDSHAKE_TIMEOUT, "INIT_SIGNALS_HANDLING")
@@ -114,46 +131,50 @@ class RPCSignalReceiver:
         """Subscribe, and receive until the connection is lost."""
         socket = client_socket(self._context, zmq.SUB, url)
         monitor = monitor_connections(socket)
-        watch = Watch(self._waker)
         try:
-            for name in self._signals:
-                socket.subscribe(event_topic(name))
+            socket.rcvtimeo = int(QUIET_TIME * 1000)
+            socket.connect(str(self._bell_at))
+            for topic in (_BELL, *map(event_topic, self._signals)):
+                socket.subscribe(topic)
             # Last, so that its confirmation covers all the others.
             socket.subscribe(confirmation_topic(self._calls.client_id))
-            watch.add(socket).add(monitor)
             self._confirmed = False
             deadline = time.monotonic() + HANDSHAKE_TIMEOUT
-            connected = not readable(monitor)
+            connected = True
             while connected and not self._stopped.is_set():
-                while readable(socket) and not self._stopped.is_set():
-                    # The second frame is there with the first, or never.
-                    self._on_message(*parse_published(socket.recv(), socket.recv(zmq.NOBLOCK)))
+                heard = self._receive(socket)
+                if self._stale and not readable(socket):
+                    self._stale = self._resync(self._stale)
+                if not heard:
+                    self._verify(socket)
+                    connected = not readable(monitor)
                 if not self._confirmed and time.monotonic() > deadline:
                     raise ServerLost(f"{url} did not confirm the subscription")
-                connected = monitor not in self._pause(socket, watch) or not readable(monitor)
-        except zmq.Again:
-            raise ProtocolError(f"{url} sent an event without a body") from None
         finally:
-            watch.close()
             end_monitor(socket, monitor)
             socket.close()
 
-    def _pause(self, socket: ZmqSocket, watch: Watch) -> list[Waker | ZmqSocket]:
-        """Wait for the next event, and use the time when there is none; what has happened."""
-        if self._stale:
-            self._stale = self._resync(self._stale)
-        if not self._confirmed:
-            return watch.wait(HANDSHAKE_TIMEOUT)
-        if not self._stale and not self._unverified:
-            return watch.wait()
-        happened = watch.wait(QUIET_TIME)
-        if self._unverified and not happened:
-            # The last events of a storm may be lost, and no later one would show it. A new confirmation does.
+    def _receive(self, socket: ZmqSocket) -> bool:
+        """Wait for an event and hand it on; False when there was none."""
+        try:
+            topic = socket.recv()
+        except zmq.Again:
+            return False
+        if topic != _BELL:
+            try:
+                body = socket.recv(zmq.NOBLOCK)  # there with the first frame, or never
+            except zmq.Again:
+                raise ProtocolError(f"{self._calls.url} sent an event without a body") from None
+            self._on_message(*parse_published(topic, body))
+        return True
+
+    def _verify(self, socket: ZmqSocket) -> None:
+        """The last events of a storm may be lost, and no later one would show it: a new confirmation does."""
+        if self._unverified:
             self._unverified = False
             topic = confirmation_topic(self._calls.client_id)
             socket.unsubscribe(topic)
             socket.subscribe(topic)
-        return happened
 
     def _on_message(self, name: str, event: SignalEvent | Subscribed) -> None:
         if event.epoch != self._epoch:
