@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv by itself; only Python >= 3.11, make and git have to be there.
 #   PYTHON=/path/to/python3.13   another interpreter than the first suitable one
 #   IMAGES=folder OUTPUT=folder  pictures and results of the demo
-#   QUICK=1                      a short run of the benchmarks
+#   QUICK=1 CHART=file.png       a short run of the benchmarks; a chart of their results
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
@@ -39,7 +39,7 @@ types: $(VENV)/.installed-test ## check types: mypy --strict
 	@$(RUN) mypy
 
 bench: $(VENV)/.installed-bench ## compare with other RPC libraries
-	@$(RUN) benchmarks $(if $(QUICK),--quick)
+	@$(RUN) benchmarks $(if $(QUICK),--quick) $(if $(CHART),--chart "$(CHART)")
 
 clean: ## remove everything that was made here
 	rm -rf $(VENV) build dist demo-output *.egg-info .mypy_cache .pytest_cache .hypothesis

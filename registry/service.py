@@ -134,7 +134,10 @@ class RegistryServer(Registry, RPCServer):
     def _announce(self, added: bool, entry: Entry) -> None:
         self._notify(added, entry)
         signal = self.device_added if added else self.device_removed
-        signal.emit(entry.device_type, entry.address, entry.name)
+        try:
+            signal.emit(entry.device_type, entry.address, entry.name)
+        except Exception:
+            logger.exception("%s cannot be announced", entry.name)
 
 
 def _ack(event: EventType, success: bool) -> bytes:
@@ -238,7 +241,7 @@ class DeviceRegistry:
             for callback in list(self._added if added else self._removed):
                 try:
                     callback(entry.device_type, entry.address, entry.name)
-                except Exception:
+                except BaseException:  # noqa: B036 - a sys.exit() in a callback must not end them all
                     logger.exception("callback %r failed for device %s", callback, entry.name)
 
 

@@ -40,6 +40,7 @@ class Table:
         self._by_name: dict[str, str] = {}
         self._by_address: dict[str, str] = {}
         self._ends: dict[str, float] = {}
+        self._taken_up_to: dict[str, int] = {}
         self._due: list[tuple[float, str]] = []
 
     def register(
@@ -53,10 +54,13 @@ class Table:
         Raises
         ------
         ValueError
-            When a text is empty or too long, or the table is full.
+            When a text is empty, too long or not printable, or the table is full.
         """
-        if not device_type or not address or max(map(len, (device_type, address, name))) > LONGEST_TEXT:
+        texts = (device_type, address, name)
+        if not device_type or not address or max(map(len, texts)) > LONGEST_TEXT:
             raise ValueError(f"device type and address are texts of 1 to {LONGEST_TEXT} characters")
+        if not all(map(str.isprintable, texts)):
+            raise ValueError("device type, address and name are printable texts")
         removed = [self._entries[self._by_address[address]]] if address in self._by_address else []
         if overwrite and name in self._by_name:
             removed.append(self._entries[self._by_name[name]])
@@ -114,10 +118,12 @@ class Table:
 
     def _free_name(self, device_type: str, name: str) -> str:
         base = name or device_type
-        candidate, number = name or f"{device_type}-0", 0
+        candidate = name or f"{device_type}-0"
+        number = self._taken_up_to.get(base, 0)
         while candidate in self._by_name:
             number += 1
             candidate = f"{base}-{number}"
+            self._taken_up_to[base] = number
         return candidate
 
     def _lease(self, key: str, lease: float) -> None:
@@ -131,4 +137,9 @@ class Table:
     def _remove(self, key: str) -> Entry:
         entry = self._entries.pop(key)
         del self._by_name[entry.name], self._by_address[entry.address], self._ends[key]
+        # The search for a free name begins at the lowest that may be free.
+        base, _, number = entry.name.rpartition("-")
+        if base in self._taken_up_to and number.isascii() and number.isdigit():
+            self._taken_up_to[base] = min(self._taken_up_to[base], max(int(number) - 1, 0))
+        self._taken_up_to.pop(entry.name, None)
         return entry

@@ -33,9 +33,13 @@ class Address:
 
         Raises
         ------
+        TypeError
+            When it is no text.
         ValueError
             When it is no url of a known transport.
         """
+        if not isinstance(url, str):
+            raise TypeError(f"a url is a text such as 'tcp://host:9000', not {type(url).__name__}")
         transport, separator, rest = url.partition("://")
         if transport in ("ipc", "inproc") and rest:
             return cls(transport, rest)  # type: ignore[arg-type]

@@ -52,11 +52,12 @@ class _Line:
 class _Wait:
     """A call that takes its time: since when, until when, of which run of the server, and where it seems to be."""
 
-    __slots__ = ("started", "deadline", "epoch", "what", "_is_large", "_lost_since", "_is_lost")
+    __slots__ = ("started", "deadline", "since", "epoch", "what", "_is_large", "_lost_since", "_is_lost")
 
-    def __init__(self, timeout: float | None, waited: float, epoch: str, what: str, size: int) -> None:
-        self.started = time.monotonic() - waited
-        self.deadline = None if timeout is None else self.started + timeout
+    def __init__(self, timeout: float | None, started: float, epoch: str, what: str, size: int) -> None:
+        self.started = started
+        self.deadline = None if timeout is None else started + timeout
+        self.since = epoch, 0.0
         self.epoch = epoch
         self.what = what
         self._is_large = size > LARGE
@@ -156,13 +157,14 @@ class Calls:
         line: _Line | None = None
         try:
             line = self._check_out()
+            started, epoch = time.monotonic(), self.epoch
             if line.wait != wait:
                 line.socket.rcvtimeo = line.wait = wait
             send_frame(line.socket, frame)
             try:
                 received = line.socket.recv()
             except zmq.Again:
-                self._wait_on(line, request, _Wait(timeout, wait / 1000, self.epoch, what, len(frame)))
+                self._wait_on(line, request, _Wait(timeout, started, epoch, what, len(frame)))
                 received = line.socket.recv()
             reply = parse(received)
             # A server that could not even read the id replies without one.
@@ -181,7 +183,8 @@ class Calls:
         return reply, buffers
 
     def _translated(self, exc: zmq.ZMQError, what: str) -> Exception:
-        if self._context.closed or isinstance(exc, zmq.ContextTerminated):
+        # Making a socket raises a plain ZMQError with that number.
+        if self._context.closed or exc.errno == zmq.ETERM:
             return ClientClosed(f"{what}: the context of this client has been terminated")
         return ServerLost(f"{what}: nothing can be exchanged with {self.url}: {exc}")
 
@@ -230,7 +233,7 @@ class Calls:
                     line.socket.close()
                     line.socket = self._connect().socket
                     line.wait = -1
-                    request.age = (time.monotonic() - waiting.started) * 1000
+                    request.since = waiting.since
                     line.socket.send(request_frame(request))
                 probe = probe or self._connect().socket
                 alive = self._is_alive(probe, line.socket, request, waiting)
@@ -253,7 +256,11 @@ class Calls:
             return most
         left = waiting.deadline - time.monotonic()
         if left <= 0:
-            raise CallTimeout(f"{waiting.what}: no reply from {self.url} in time; it may still be running")
+            limit = waiting.deadline - waiting.started
+            raise CallTimeout(
+                f"{waiting.what}: no reply from {self.url} within {limit:g} s: the server is busy, or gone; "
+                "the call may still be running"
+            )
         return min(most, int(left * 1000) + 1)
 
     def _is_alive(self, probe: ZmqSocket, socket: ZmqSocket, request: Request, waiting: _Wait) -> Facts | None:
@@ -276,6 +283,8 @@ class Calls:
             self._left(waiting, 0)
             raise ServerLost(f"{what}: {self.url} has not answered for {self._liveness:g} s; it may have been executed")
         alive = parse_facts(probe.recv())
+        # The server's clock showed this at some time before now, so that the call was not sent before:
+        waiting.since = str(alive.epoch), alive.clock - (time.monotonic() - waiting.started)
         if alive.epoch is not UNSET and alive.epoch != waiting.epoch:
             self.epoch = alive.epoch
             # A server that knows the call was restarted before it.

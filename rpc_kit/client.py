@@ -9,12 +9,12 @@ from decorator import FunctionMaker
 from msgspec import UNSET
 
 from .calls import LIVENESS, Calls
-from .errors import CallTimeout, ClientClosed, NoResult, ProtocolError, RPCError
+from .errors import CallTimeout, ClientClosed, InterfaceMismatch, NoResult, ProtocolError, RPCError
 from .interface import Interface, Method, Property, refuse_reserved
 from .messages import Facts, GetInventory, MethodCall, Params, PropertyGet, PropertySet, Reply, StopServer
 from .properties import RPCProperty
 from .signals import BoundSignal
-from .sockets import ZmqContext
+from .sockets import ZmqContext, check_context
 from .subscriber import HANDSHAKE_TIMEOUT, RPCSignalReceiver
 from .wire import failure_of, parse_reply
 
@@ -117,6 +117,12 @@ class ClientEngine:
         self.calls.epoch = inventory.epoch
         if inventory.max_request is not UNSET:
             self.calls.max_request = inventory.max_request
+        served = {*inventory.json_methods, *(inventory.buffer_methods or ()), *(inventory.properties or ())}
+        missing = [name for name in self.interface if name not in served.union(inventory.signals or ())]
+        if missing:
+            raise InterfaceMismatch(
+                f"{self.calls.url} ({inventory.name}) does not serve {', '.join(missing)} of {self.interface.name}"
+            )
         return inventory
 
     def _exchange_call(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[Reply, list[memoryview]]:
@@ -195,6 +201,8 @@ class RPCClient(_Base):  # type: ignore[misc]
     ------
     TimeoutError
         When no inventory comes.
+    InterfaceMismatch
+        When the server lacks members of the interface.
     """
 
     _interface: ClassVar[Interface | None] = None
@@ -211,6 +219,7 @@ class RPCClient(_Base):  # type: ignore[misc]
     ) -> None:
         if self._interface is None:
             raise TypeError(f"{type(self).__name__} is abstract: decorate it with @RPCClient.register_interface(...)")
+        check_context(context)
         if on_error not in ("raise", "return"):
             raise ValueError(f"on_error is 'raise' or 'return', not {on_error!r}")
         if not timeout > 0 or not liveness > 0:
@@ -231,6 +240,9 @@ class RPCClient(_Base):  # type: ignore[misc]
         InterfaceError
             When the interface declares something that cannot be served.
         """
+
+        if isinstance(interface, type) and issubclass(interface, RPCClient):
+            raise TypeError("write @RPCClient.register_interface(Interface): the interface is missing")
 
         def register(cls: C) -> C:
             if not (isinstance(cls, type) and issubclass(cls, interface) and issubclass(cls, RPCClient)):
@@ -297,6 +309,20 @@ class RPCClient(_Base):  # type: ignore[misc]
         """Close the client; calls that wait in other threads end with `ClientClosed`. Idempotent."""
         self._rpc.close()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        described = type(self)._interface
+        if described is not None and (name in described.methods or name in described.signals):
+            raise AttributeError(f"{name} is a member of the interface, and nothing to assign to")
+        super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_rpc":
+            raise AttributeError(f"{type(self).__name__}.__init__ has not called super().__init__(context, url)")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._rpc.name} at {self.url}>"
+
     def __enter__(self) -> Self:
         return self
 
@@ -313,6 +339,8 @@ def _method_stub(method: Method) -> Any:
     me, args, kwargs = method.parameter_lists()
     if method.trailing_defaults:
         args = f"_method_.without_defaults({args})"
+    if kwargs != "{}":
+        kwargs = f"_method_.without_keyword_defaults({kwargs})"
     stub: Any = FunctionMaker.create(
         method.function,
         f"return {me}._rpc.call(_method_, {args}, {kwargs})",

@@ -327,7 +327,7 @@ def decode_json(text: bytes | bytearray | memoryview, decoder: "msgspec.json.Dec
 
 def _loads(raw: bytes) -> Any:
     try:
-        found = json.loads(raw)
+        found = json.loads(str(raw, "utf-8"))  # bytes would be taken for UTF-16 or 32, and surrogates let pass
         if b"\\u" in raw:
             # Half of a surrogate pair, which msgspec refuses, could not be sent back.
             json.dumps(found, ensure_ascii=False).encode()

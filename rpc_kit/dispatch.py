@@ -1,6 +1,7 @@
 """One request in, one reply out. No sockets, no threads."""
 
 import itertools
+import logging
 import os
 import traceback as tracebacks
 from collections.abc import Callable, Mapping
@@ -23,6 +24,8 @@ from .messages import (
     StopServer,
 )
 from .wire import Buffer, Frames, ReplyWriter
+
+logger = logging.getLogger(__name__)
 
 TRACEBACK_FRAMES = 10
 LONGEST_TRACEBACK = 100_000
@@ -77,6 +80,7 @@ class Dispatcher:
         control: Mapping[type, Handler] | None = None,
     ) -> None:
         self.journal = Journal()
+        self._pid = os.getpid()
         self._device = device
         self._interface = interface
         self._host = host
@@ -105,13 +109,26 @@ class Dispatcher:
             return self._handlers.get(type(request), _unknown)(request)
         except Exception as exc:
             return self.failure(request, exc)
-        except BaseException as exc:  # noqa: B036
+        except BaseException as exc:
+            if os.getpid() != self._pid:
+                raise  # a process that the method forked is to end
             # SystemExit and KeyboardInterrupt of a device method end the call, not the server.
             return self.failure(request, DeviceExit(exc))
 
+    def never_came(self, request: AnyRequest) -> bool:
+        """Whether a request whose id is unknown cannot have been executed before: it is new, or sent late enough."""
+        if request.since is UNSET:
+            return True
+        epoch, since = request.since
+        return epoch == self._writer.epoch and self.journal.covers(since)
+
     def failure(self, request: AnyRequest, exc: Exception) -> Frames:
         """The reply for a request that failed."""
-        return self._writer.failure(request, _text(exc), type_name(exc), _traceback(exc))
+        try:
+            return self._writer.failure(request, _text(exc), type_name(exc), _traceback(exc))
+        except Exception:
+            logger.exception("a failure cannot be told as it is")
+            return self._writer.failure(request, f"the call failed with {type(exc).__name__!a}")
 
     def expired(self, request: AnyRequest) -> Frames:
         """The reply for a call that waited in the queue for longer than its caller."""
@@ -173,9 +190,9 @@ class Dispatcher:
 
     def _ping(self, request: Ping) -> Frames:
         busy, queued = self._host.current_call()
-        facts = {"epoch": self._writer.epoch, "busy": busy, "queued": queued}
+        facts: dict[str, Any] = {"epoch": self._writer.epoch, "busy": busy, "queued": queued}
         if request.call is not UNSET:
-            facts["call"] = self.journal.state(request.call)
+            facts.update(call=self.journal.state(request.call), clock=self.journal.clock())
         return self._writer.done(request, **facts)
 
     def _stop_server(self, request: StopServer) -> Frames:

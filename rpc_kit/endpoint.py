@@ -45,6 +45,12 @@ MAX_QUEUED = 10_000
 """Calls that may wait for the device."""
 MAX_QUEUED_BYTES = 256 << 20
 """How large the waiting calls may be together."""
+MAX_DUPLICATES = 8
+"""So many repeats of a call that runs get its reply; the oldest wait in vain."""
+DRAIN_ROUND = 100
+"""So many requests are taken before the device thread may send its reply."""
+TURN_AWAY_TIME = 0.5
+"""How long a server that ends replies to those who still come, s."""
 
 
 class Call(Struct):
@@ -73,16 +79,18 @@ class Endpoint:
 
     def __init__(self, socket: ZmqSocket, wake_url: str, dispatcher: Dispatcher, max_request: int) -> None:
         self._socket = socket
-        self._wake_url = wake_url
         self._dispatcher = dispatcher
         self._journal = dispatcher.journal
         self._max_request = max_request
         self._own = threading.Lock()
         self._waker = Waker()
         self._signals = Waker(for_signals=True)
+        # Made now, as later there may be no file descriptors left; each is used by one thread at a time.
+        self._stop_bell, self._signal_bell = (client_socket(socket.context, zmq.DEALER, wake_url) for _ in range(2))
+        self._to_stop = threading.Lock()
         self._queue: deque[Call] = deque()
         self._queued_bytes = 0
-        self._duplicates: dict[Any, list[Envelope]] = {}
+        self._duplicates: dict[RequestId, deque[Envelope]] = {}
         self._stopping = False
         # Read and written by both threads without a lock: each is one reference, and a late look costs one tick.
         self._running: Call | None = None
@@ -121,28 +129,21 @@ class Endpoint:
 
     def stop(self) -> None:
         """End `serve` after the running call; from any thread and from signal handlers, any number of times."""
-        if not self._stopping:
+        if self._to_stop.acquire(blocking=False):
             self._stopping = True
-            self._knock()
+            _ring(self._stop_bell)
 
     def signal_descriptor(self) -> int:
         """What is to be written to when a signal comes, so that a blocking receive does not outlast it."""
         return self._signals.signal_descriptor()
-
-    def _knock(self) -> None:
-        """End a blocking receive, so that the device thread looks at `_stopping` and runs signal handlers."""
-        knock = client_socket(self._socket.context, zmq.DEALER, self._wake_url)
-        knock.send(b"")
-        # Inproc hands the message over at once; it is not lost by closing.
-        knock.close(linger=100)
 
     def close(self) -> None:
         """Reply to who came after `serve` had ended, and give the file descriptors back."""
         self._stopping = True
         with self._own, contextlib.suppress(zmq.ContextTerminated):
             self._turn_away()
-        self._waker.close()
-        self._signals.close()
+        for each in (self._waker, self._signals, self._stop_bell, self._signal_bell):
+            each.close()
 
     def current_call(self) -> tuple[dict[str, Any] | None, int]:
         """The running call as ``{member, seconds}``, and how many wait."""
@@ -171,7 +172,7 @@ class Endpoint:
         if self._stopping:
             self._refuse(call, ServerStopping("the server is stopping; nothing was executed"))
             return None
-        if request.id is UNSET or (request.age is UNSET and self._journal.begin(request.id)):
+        if request.id is UNSET or (request.since is UNSET and self._journal.begin(request.id)):
             return call
         return self._repeat(call, request.id)
 
@@ -180,10 +181,10 @@ class Endpoint:
         journal, request = self._journal, call.request
         state = journal.state(request_id)
         if state == "pending":
-            self._duplicates.setdefault(request_id, []).append(call.envelope)
+            self._duplicates.setdefault(request_id, deque(maxlen=MAX_DUPLICATES)).append(call.envelope)
             return None
-        if state == "unknown" and request.age is not UNSET and journal.covers(request.age / 1000):
-            journal.begin(request_id)  # the first never came here
+        if state == "unknown" and self._dispatcher.never_came(request):
+            journal.begin(request_id)
             return call
         frames = journal.reply(request_id) if state == "done" else None
         if frames is None:
@@ -238,7 +239,8 @@ class Endpoint:
         while self._queue:
             call = self._queue.popleft()
             self._reply(call, self._dispatcher.failure(call.request, error))
-        while readable(self._socket):
+        deadline = time.monotonic() + TURN_AWAY_TIME
+        while readable(self._socket) and time.monotonic() < deadline:
             self._take(*receive_request(self._socket))
 
     def _stand_by(self, monitor: ZmqSocket) -> None:
@@ -269,7 +271,7 @@ class Endpoint:
     def _wait(self, watch: Watch, monitor: ZmqSocket, seconds: float | None) -> None:
         happened = watch.wait(seconds)
         if self._signals in happened:
-            self._knock()
+            _ring(self._signal_bell)
         if monitor in happened:
             self._log_news(monitor)
 
@@ -286,14 +288,17 @@ class Endpoint:
                 with self._own:
                     if self._running is not call:
                         break
-                    self._drain()
-                self._wait(watch, monitor, 1.0)
+                    more = self._drain()
+                self._wait(watch, monitor, 0.0 if more else 1.0)
         finally:
             watch.remove(self._socket)
             self._taken = False
 
-    def _drain(self) -> None:
-        while readable(self._socket):
+    def _drain(self) -> bool:
+        """Take what has come; whether there is more, as a flood must not keep the device thread from its reply."""
+        for _ in range(DRAIN_ROUND):
+            if not readable(self._socket):
+                return False
             call = self._take(*receive_request(self._socket, zmq.NOBLOCK))
             if call is None:
                 continue
@@ -303,3 +308,10 @@ class Endpoint:
             else:
                 self._queued_bytes += call.size
                 self._queue.append(call)
+        return True
+
+
+def _ring(bell: ZmqSocket) -> None:
+    """End a blocking receive, so that the device thread looks at `_stopping` and runs signal handlers."""
+    with contextlib.suppress(zmq.ZMQError):  # what is full rings already; a terminated context ends the receive itself
+        bell.send(b"", zmq.NOBLOCK)

@@ -45,7 +45,7 @@ class ServerStopping(RPCError, ConnectionError):
 
 
 class ReplyLost(RPCError, ConnectionError):
-    """The call was executed, but its reply got lost and is no longer kept by the server."""
+    """The reply got lost, and the server no longer keeps it; the call was executed, or may have been: the text says."""
 
 
 class ClientClosed(RPCError, RuntimeError):
@@ -54,6 +54,10 @@ class ClientClosed(RPCError, RuntimeError):
 
 class InterfaceError(RPCError, TypeError):
     """An interface class declares something that cannot be served."""
+
+
+class InterfaceMismatch(RPCError, TypeError):
+    """The server lacks members of the client's interface."""
 
 
 class DeviceNotFound(RPCError, LookupError):
@@ -119,14 +123,18 @@ class DeviceExit(RPCError):
     """A device method raised SystemExit, KeyboardInterrupt or the like: it ends the call, never the server."""
 
     def __init__(self, cause: BaseException) -> None:
-        super().__init__(f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__)
+        try:
+            text = str(cause)
+        except BaseException:  # noqa: B036
+            text = "(its text cannot be made)"
+        super().__init__(f"{type(cause).__name__}: {text}" if text else type(cause).__name__)
         self.cause = cause
 
 
 def type_name(exc: BaseException) -> str:
     """The name by which an exception's type travels: plain for builtins, qualified for all others."""
     if isinstance(exc, RemoteError):
-        return exc.error_type
+        return str(exc.error_type)
     kind = type(exc.cause if isinstance(exc, DeviceExit) else exc)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 

@@ -1,6 +1,7 @@
 """What an interface class declares: its methods, properties and signals. Everything else is derived from this."""
 
 import inspect
+import keyword
 import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -42,7 +43,11 @@ class Method:
         self.mark = mark
         self.is_buffer = mark.kind == "buffer"
         hints = _hints(function, name)
-        parameters = list(inspect.signature(function).parameters.values())[1:]
+        me, *parameters = inspect.signature(function).parameters.values() or (None,)
+        if me is None or me.kind not in _POSITIONAL or not name.isidentifier() or keyword.iskeyword(name):
+            raise InterfaceError(f"{name}: a method has a proper name and the parameter self")
+        if any(each.name in ("_method_", "_call_") for each in (me, *parameters)):
+            raise InterfaceError(f"{name}: a parameter cannot be called _method_ or _call_")
         self.signature = inspect.Signature(parameters)
         self._loads = {each.name: converter(hints.get(each.name, Any)) for each in parameters}
         self.load_result: Load = converter(hints.get("return", Any))
@@ -71,6 +76,13 @@ class Method:
             else:
                 kwargs.append(f"{name!r}: {name}" if each.kind is each.KEYWORD_ONLY else f"**{name}")
         return me, f"[{', '.join(args)}]", f"{{{', '.join(kwargs)}}}"
+
+    def without_keyword_defaults(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The keyword arguments without those that have their defaults."""
+        known = self.signature.parameters
+        return {
+            name: value for name, value in kwargs.items() if name not in known or value is not known[name].default
+        }
 
     def without_defaults(self, args: list[Any]) -> list[Any]:
         """The positional arguments without those at the end that have their defaults.
@@ -149,6 +161,7 @@ class Interface:
         self.methods: dict[str, Method] = {}
         self.properties: dict[str, Property] = {}
         self.signals: dict[str, RPCSignal] = {}
+        _refuse_forgotten(cls)
         for name, declared in _declarations(cls).items():
             if name.startswith("_"):
                 raise InterfaceError(f"{cls.__name__}.{name}: a name that begins with an underscore is never served")
@@ -215,11 +228,30 @@ def _declarations(cls: type) -> dict[str, Any]:
             if isinstance(value, (RPCSignal, RPCProperty)) or hasattr(value, MARK):
                 found.pop(name, None)
                 found[name] = value
-                if inspect.iscoroutinefunction(value):
-                    raise InterfaceError(f"{base.__name__}.{name}: a coroutine cannot be served, only a plain method")
             elif name in found:
                 _check_override(base, name, found[name], value)
+            if name in found and _is_asynchronous(value):
+                raise InterfaceError(f"{base.__name__}.{name}: a coroutine cannot be served, only a plain function")
     return found
+
+
+def _is_asynchronous(value: Any) -> bool:
+    functions = (value.fget, value.fset) if isinstance(value, (RPCProperty, property)) else (value,)
+    return any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in functions)
+
+
+def _refuse_forgotten(cls: type) -> None:
+    """In a class with members, an abstract method or property without a mark is one that was forgotten."""
+    for base in cls.__mro__:
+        members = vars(base)
+        if not any(isinstance(each, (RPCSignal, RPCProperty)) or hasattr(each, MARK) for each in members.values()):
+            continue
+        for name, value in members.items():
+            if name.startswith("_") or isinstance(value, RPCProperty) or hasattr(value, MARK):
+                continue
+            if getattr(value, "__isabstractmethod__", False):
+                kind = "an RPCProperty" if isinstance(value, property) else "marked by @RPCServer.register_method_json"
+                raise InterfaceError(f"{base.__name__}.{name} is abstract, but no member: it must be {kind}")
 
 
 def _check_override(base: type, name: str, declared: Any, value: Any) -> None:

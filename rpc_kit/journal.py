@@ -40,7 +40,7 @@ class Journal:
         capacity: int = 16 << 20,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock = clock
+        self.clock = clock
         self._old_since = self._young_since = clock()
         self._entries = self._limit = entries
         self._largest = largest
@@ -65,9 +65,9 @@ class Journal:
             return "sent"
         return "pending" if found is _PENDING else "done"
 
-    def covers(self, age: float) -> bool:
-        """Whether every id of the last `age` seconds is known: one that is not has never come."""
-        return self._clock() - age >= self._old_since
+    def covers(self, since: float) -> bool:
+        """Whether every id that came after that time of the clock is known: one that is not has never come."""
+        return since > self._old_since
 
     def reply(self, request_id: RequestId) -> Kept | None:
         """The reply to an id that is done; None to one that is sent."""
@@ -91,5 +91,5 @@ class Journal:
     def _grow_old(self) -> None:
         pending: dict[RequestId, Kept | None] = {key: kept for key, kept in self._young.items() if kept is _PENDING}
         self._old, self._young, self._room = self._young, pending, self._capacity
-        self._old_since, self._young_since = self._young_since, self._clock()
+        self._old_since, self._young_since = self._young_since, self.clock()
         self._limit = self._entries + len(pending)

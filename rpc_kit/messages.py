@@ -38,13 +38,13 @@ RequestId = tuple[Annotated[str, msgspec.Meta(max_length=64)], int]
 class Request(Struct, kw_only=True, tag_field="event"):
     """What every request may carry.
 
-    `id` marks version 2; `timeout` is what the caller will still wait; `age` marks a repeated request, and is how long
-    ago it was sent first; both in ms.
+    `id` marks version 2; `timeout` is what the caller will still wait, in ms; `since` marks a repeated request, which
+    was not sent before that time of that epoch, in seconds of the server's clock.
     """
 
     id: RequestId | UnsetType = UNSET
     timeout: float | UnsetType = UNSET
-    age: float | UnsetType = UNSET
+    since: tuple[str, float] | UnsetType = UNSET
 
 
 class Params(Struct):
@@ -127,7 +127,7 @@ class Malformed(Struct):
     event: str = ""
     id: RequestId | UnsetType = UNSET
     timeout: float | UnsetType = UNSET
-    age: float | UnsetType = UNSET
+    since: tuple[str, float] | UnsetType = UNSET
 
 
 AnyRequest = Request | Malformed
@@ -151,6 +151,7 @@ class Facts(Reply):
     """What a client reads of the reply to a control message."""
 
     call: str = ""
+    clock: float = 0.0
     busy: Any = None
     queued: int = 0
     event_port: int | UnsetType = UNSET

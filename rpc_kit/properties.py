@@ -33,7 +33,8 @@ class RPCProperty(Generic[T]):
     fget, fset, fdel, doc
         As of ``property``.
     notify : RPCSignal, default None
-        The signal, of one argument, that is emitted with the new value.
+        The signal, of one argument, that is emitted with the new value. An override without it has the notification
+        of the property that it overrides, `auto_notify` included.
     auto_notify : bool, default False
         Emit `notify` by itself when a set has changed the value, as read back from the getter. A notification that
         fails is logged and never breaks the setter. Without it the setter emits.
@@ -94,6 +95,17 @@ class RPCProperty(Generic[T]):
             delattr(owner, name)
             name = getter_name
         self.name = name
+        self._inherit_notification(owner)
+
+    def _inherit_notification(self, owner: type) -> None:
+        """A device that says nothing of notification has that of the interface."""
+        if self.notify is not None:
+            return
+        for base in owner.__mro__[1:]:
+            declared = vars(base).get(self.name)
+            if isinstance(declared, RPCProperty):
+                self.notify, self.auto_notify = declared.notify, declared.auto_notify
+                return
 
     @overload
     def __get__(self, device: None, owner: type | None = None) -> Self: ...

@@ -16,6 +16,9 @@ from .wire import Frames, confirmation_frames, event_frames, event_frames_v1
 
 logger = logging.getLogger(__name__)
 
+ROUND = 100
+"""So many subscriptions are looked at before an event may be published."""
+
 _SUBSCRIBED = 1
 
 
@@ -43,8 +46,8 @@ class Publisher:
         self._seqs = dict.fromkeys(signals, 0)
         self._plain: tuple[ZmqSocket, Address] | None = None
         self._events: tuple[ZmqSocket, Address] | None = None
-        self._waker: Waker | None = None
-        self._greeter: threading.Thread | None = None
+        self._waker = Waker()
+        self._greeter = threading.Thread(target=self._greet, name="rpc-publisher", daemon=True)
         for name, signal in signals.items():
             signal.publish_to(self._hook(name))
 
@@ -61,13 +64,15 @@ class Publisher:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the server is closed")
-            if version == 1:
-                if self._plain is None:
-                    host = self._address if self._address.transport == "tcp" else Address("tcp", "127.0.0.1")
-                    self._plain = server_socket(self._context, zmq.PUB, host.with_port(0))
-                return {"signal_port": self._plain[1].port}
-            if self._events is None:
+            if version == 1 and self._plain is None:
+                host = self._address if self._address.transport == "tcp" else Address("tcp", "127.0.0.1")
+                self._plain = server_socket(self._context, zmq.PUB, host.with_port(0))
+            elif version == 2 and self._events is None:
                 self._open_events()
+            self._be_watched()
+            if version == 1:
+                assert self._plain is not None
+                return {"signal_port": self._plain[1].port}
             assert self._events is not None
             address = self._events[1]
             return {"event_port": address.port} if address.transport == "tcp" else {"event_url": str(address)}
@@ -80,10 +85,10 @@ class Publisher:
             self._closed = True
             for signal in self._signals.values():
                 signal.publish_to(None)
-        if self._waker is not None and self._greeter is not None:
-            self._waker.wake()
+        self._waker.wake()
+        if self._greeter.ident is not None:
             self._greeter.join()
-            self._waker.close()
+        self._waker.close()
         for opened in (self._plain, self._events):
             if opened is not None:
                 opened[0].close()
@@ -96,11 +101,12 @@ class Publisher:
         self._events = server_socket(self._context, zmq.XPUB, wanted)
         # Each subscription is passed up, also one that a client repeats after its connection broke.
         self._events[0].setsockopt(zmq.XPUB_VERBOSE, 1)
-        self._waker = Waker()
-        self._greeter = threading.Thread(
-            target=self._greet, args=(self._events[0], self._waker), name="rpc-publisher", daemon=True
-        )
-        self._greeter.start()
+
+    def _be_watched(self) -> None:
+        if self._greeter.ident is None:
+            self._greeter.start()
+        else:
+            self._waker.wake()
 
     def _hook(self, name: str) -> Any:
         def publish(args: tuple[Any, ...]) -> None:
@@ -116,10 +122,12 @@ class Publisher:
             if self._events is not None:
                 event = SignalEvent(self._epoch, seq, time.time(), list(args))
                 self._send(self._events[0], event_frames(name, event))
-                self._confirm(self._events[0])
             if self._plain is not None:
                 self._send(self._plain[0], event_frames_v1(name, args))
             self._seqs[name] = seq
+            # The send may have swallowed what the greeter waits for.
+            if self._events is not None and readable(self._events[0]):
+                self._waker.wake()
 
     def _send(self, socket: ZmqSocket, frames: Frames) -> None:
         # Never blocks: a subscriber whose backlog is full loses the event, and sees the gap in the numbers.
@@ -127,23 +135,36 @@ class Publisher:
             send_frame(socket, frame, zmq.SNDMORE | zmq.NOBLOCK)
         send_frame(socket, frames[-1], zmq.NOBLOCK)
 
-    def _confirm(self, socket: ZmqSocket) -> None:
-        """Tell clients whose subscriptions have come that these are in force."""
-        while readable(socket):
+    def _confirm(self, socket: ZmqSocket) -> bool:
+        """Tell clients whose subscriptions have come that these are in force; whether there are more."""
+        for _ in range(ROUND):
+            if not readable(socket):
+                return False
             request = socket.recv()
             topic = request[1:]
             # A client subscribes to its own topic after the signals, and one connection keeps the order.
             if request[:1] == bytes([_SUBSCRIBED]) and topic[:1] == b"\0":
                 self._send(socket, confirmation_frames(topic, Subscribed(self._epoch, dict(self._seqs))))
+        return True
 
-    def _greet(self, socket: ZmqSocket, waker: Waker) -> None:
-        watch = Watch(waker).add(socket)
+    def _greet(self) -> None:
+        watch = Watch(self._waker)
+        watched: set[ZmqSocket] = set()
         try:
             while not self._closed:
+                more = False
                 with self._lock:
-                    if not self._closed:
-                        self._confirm(socket)
-                watch.wait()
+                    for opened in (self._plain, self._events):
+                        if opened is None or self._closed:
+                            continue
+                        if opened[0] not in watched:
+                            watched.add(opened[0])
+                            watch.add(opened[0])
+                        if opened is self._events:
+                            more = self._confirm(opened[0])
+                        else:
+                            readable(opened[0])  # lets libzmq clear away the connections that ended
+                watch.wait(0.0 if more else None)
         except zmq.ContextTerminated:
             pass  # the server is ending
         finally:

@@ -150,7 +150,7 @@ class Registrar:
         self._stopped = threading.Event()
         self.name, self.uuid = register_device(context, type_, addr, name, registry_url, overwrite)
         if not self.uuid:
-            raise RegistryUnreachable(f"the registry at {registry_url} did not answer within {REGISTRY_TIMEOUT:g} s")
+            raise RegistryUnreachable(f"no registry answered at {registry_url} within {REGISTRY_TIMEOUT:g} s")
         self._thread = threading.Thread(target=self._renew, name="rpc-registrar", daemon=True)
         self._thread.start()
 

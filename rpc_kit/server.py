@@ -1,6 +1,7 @@
 """RPCServer: what makes a device reachable."""
 
 import logging
+import os
 import secrets
 import threading
 import weakref
@@ -17,7 +18,7 @@ from .interface import Interface, declared_names, refuse_reserved
 from .process import shorter_switch_interval, stopped_by_signals
 from .publisher import Publisher, bound_signals
 from .registration import Registrar
-from .sockets import DRAIN_TIME, HARD_LIMIT, ZmqContext, server_socket
+from .sockets import DRAIN_TIME, HARD_LIMIT, ZmqContext, check_context, server_socket
 from .systemd import Notifier
 from .wire import ReplyWriter
 
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 MAX_REQUEST = 64 << 20
 """Largest request that is accepted unless the server says otherwise, bytes."""
+LONGEST_LEASE = 7 * 86400
+"""What a registry grants, s."""
 CLOSE_TIME = 10.0
 """How long leaving a `with` block waits for the method that runs, s."""
 SWITCH_INTERVAL = 0.0005
@@ -53,6 +56,7 @@ class ServerEngine:
         self.serving: threading.Thread | None = None
         self.finished = threading.Event()
         self.ended = False
+        self.pid = os.getpid()
         self._state = threading.RLock()
         epoch = secrets.token_hex(8)
         wake_url = f"inproc://rpc-kit-{epoch}"
@@ -113,20 +117,26 @@ class ServerEngine:
 
     def stop(self) -> None:
         """End serving, or close at once what is not served."""
+        if os.getpid() != self.pid:
+            return  # a forked process has no part in it
         with self._state:
             if self.ended:
                 return
             if self.serving is not None:
                 self.endpoint.stop()
                 return
-        self.close()
+            self.ended = True
+        self._close()
 
     def close(self) -> None:
         """Unregister and close everything; idempotent."""
         with self._state:
-            if self.ended:
+            if self.ended or os.getpid() != self.pid:
                 return
             self.ended = True
+        self._close()
+
+    def _close(self) -> None:
         self.notifier.stopping()
         if self.registrar is not None:
             self.registrar.stop()
@@ -185,10 +195,11 @@ class RPCServer:
         remote_stop: bool = True,
         max_request: int = MAX_REQUEST,
     ) -> None:
+        check_context(context)
         if not 0 < max_request <= HARD_LIMIT:
             raise ValueError(f"max_request is a number of bytes up to {HARD_LIMIT}, not {max_request}")
-        if not alive_timeout > 0:
-            raise ValueError(f"alive_timeout is a positive number of seconds, not {alive_timeout}")
+        if not 0 < alive_timeout <= LONGEST_LEASE:
+            raise ValueError(f"alive_timeout is a number of seconds up to {LONGEST_LEASE}, not {alive_timeout}")
         self._alive_timeout = alive_timeout
         self._rpc = ServerEngine(self, context, url, remote_stop, max_request, self._control_handlers())
         super().__init__()
@@ -301,13 +312,20 @@ class RPCServer:
         """
         self._rpc.stop()
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "_rpc":
+            raise AttributeError(f"{type(self).__name__}.__init__ has not called super().__init__(context, url)")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         engine = self._rpc
         engine.stop()
-        if engine.serving is not threading.current_thread() and not engine.finished.wait(CLOSE_TIME):
+        if os.getpid() != engine.pid or engine.serving is threading.current_thread():
+            return
+        if not engine.finished.wait(CLOSE_TIME):
             logger.warning("%s still runs a method, and ends after it", self.name)
 
     def __del__(self) -> None:

@@ -89,7 +89,7 @@ class BoundSignal:
         for listener in self._alive():
             try:
                 listener(*args)
-            except Exception:
+            except BaseException:  # noqa: B036 - a sys.exit() in a listener must not end the receiver
                 logger.exception("listener %r of signal %s failed", listener, self.name)
 
     def validate_args(self, *args: Any, coerce: bool = False) -> tuple[Any, ...]:

@@ -22,6 +22,10 @@ HARD_LIMIT = 256 << 20
 """A connection that announces a larger frame is closed by libzmq, bytes."""
 ZERO_COPY = 128 << 10
 """From this size on it pays to hand a buffer to libzmq without a copy, bytes; measured (benchmarks)."""
+LONGEST_MARK = 256
+"""Longest frame that a client may put before the empty one (REQ_CORRELATE: 4), bytes."""
+LONGEST_TOPIC = 1024
+"""Longest message that a subscriber may send, bytes."""
 EVENT_BACKLOG = 20_000
 """Events kept for a subscriber that reads slowly."""
 DRAIN_TIME = 500
@@ -34,6 +38,12 @@ _get_option: Callable[[ZmqSocket, int], Any] = zmq.backend.Socket.get
 _MORE, _EVENTS, _POLLIN = int(zmq.SNDMORE), int(zmq.EVENTS), int(zmq.POLLIN)
 
 Envelope = list[bytes]
+
+
+def check_context(context: object) -> None:
+    """Raise TypeError when it is no context."""
+    if not isinstance(context, zmq.Context):
+        raise TypeError(f"the first argument is a zmq.Context, the second a url; got {type(context).__name__}")
 
 
 def make_socket(context: ZmqContext, kind: int, address: Address | None = None) -> ZmqSocket:
@@ -63,7 +73,7 @@ def server_socket(context: ZmqContext, kind: int, address: Address) -> tuple[Zmq
         made.setsockopt(zmq.MAXMSGSIZE, HARD_LIMIT)
         made.setsockopt(zmq.BACKLOG, 1024)
     else:
-        made.setsockopt(zmq.MAXMSGSIZE, 64 << 10)  # subscribers send topics only
+        made.setsockopt(zmq.MAXMSGSIZE, LONGEST_TOPIC)
         made.sndhwm = EVENT_BACKLOG
     try:
         return made, _bind(made, address)
@@ -112,18 +122,20 @@ def client_socket(context: ZmqContext, kind: int, url: str) -> ZmqSocket:
     if address.transport == "tcp" and not address.port:
         raise ValueError(f"{url!r} has no port to connect to")
     made = make_socket(context, kind, address)
-    made.setsockopt(zmq.RECONNECT_IVL, 20)
-    made.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-    made.setsockopt(zmq.MAXMSGSIZE, -1)
-    if kind == zmq.SUB:
-        made.rcvhwm = EVENT_BACKLOG
-        # A connection that died without a word is noticed: events have no deadline that would show it.
-        made.setsockopt(zmq.HEARTBEAT_IVL, 1000)
-        made.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
     try:
+        made.setsockopt(zmq.RECONNECT_IVL, 20)
+        made.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        made.setsockopt(zmq.MAXMSGSIZE, -1)
+        if kind == zmq.SUB:
+            made.rcvhwm = EVENT_BACKLOG
+            # A connection that died without a word is noticed: events have no deadline that would show it.
+            made.setsockopt(zmq.HEARTBEAT_IVL, 1000)
+            made.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
         made.connect(str(address))
     except zmq.ZMQError as exc:
         made.close()
+        if isinstance(exc, zmq.ContextTerminated):
+            raise
         raise ValueError(f"{url!r} cannot be connected to: {os.strerror(exc.errno or 0)}") from exc
     return made
 
@@ -142,7 +154,7 @@ def receive_request(router: ZmqSocket, flags: int = 0) -> tuple[Envelope, Frames
         return [identity, b""], _rest(router, [body.buffer])
     frames = _rest(router, [frame.buffer])
     # With REQ_CORRELATE the empty frame comes second. A DEALER may send none at all.
-    if not len(frames[1]):
+    if not len(frames[1]) and len(frames[0]) <= LONGEST_MARK:
         return [identity, bytes(frames[0]), b""], frames[2:]
     return [identity], frames
 

@@ -75,6 +75,7 @@ class RPCSignalReceiver:
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._ended = False
+        self._token = secrets.token_hex(8)
         self._epoch = ""
         self._seqs: dict[str, int] = {}
         self._stale: set[str] = set()
@@ -112,7 +113,7 @@ class RPCSignalReceiver:
             return
         deadline = time.monotonic() + JOIN_TIME
         while self._thread.is_alive() and time.monotonic() < deadline:
-            with self._lock, contextlib.suppress(zmq.ContextTerminated):
+            with self._lock, contextlib.suppress(zmq.ZMQError):
                 if not self._ended:
                     self._bell.send(_BELL)
             self._thread.join(0.05)
@@ -137,7 +138,7 @@ class RPCSignalReceiver:
             for topic in (_BELL, *map(event_topic, self._signals)):
                 socket.subscribe(topic)
             # Last, so that its confirmation covers all the others.
-            socket.subscribe(confirmation_topic(self._calls.client_id))
+            socket.subscribe(confirmation_topic(self._token))
             self._confirmed = False
             deadline = time.monotonic() + HANDSHAKE_TIMEOUT
             connected = True
@@ -172,7 +173,7 @@ class RPCSignalReceiver:
         """The last events of a storm may be lost, and no later one would show it: a new confirmation does."""
         if self._unverified:
             self._unverified = False
-            topic = confirmation_topic(self._calls.client_id)
+            topic = confirmation_topic(self._token)
             socket.unsubscribe(topic)
             socket.subscribe(topic)
 
@@ -185,7 +186,7 @@ class RPCSignalReceiver:
         if isinstance(event, Subscribed):
             for signal in self._signals:
                 self._note(signal, event.seqs.get(signal, 0) + 1)
-                self._seqs[signal] = event.seqs.get(signal, 0)
+                self._seqs[signal] = max(event.seqs.get(signal, 0), self._seqs.get(signal, 0))
             self._confirmed = True
             self.subscribed.set()
         elif event.seq > self._seqs.get(name, 0):

@@ -41,6 +41,9 @@ _requests: "msgspec.json.Decoder[Request]" = msgspec.json.Decoder(
         ),
     )
 )  # fmt: skip
+LONGEST_LOOK = 1 << 20
+"""A larger body that is no request is not looked at again to say more, bytes."""
+
 _EVENTS = {*map(str, RPCEvents), *map(str, EventType)}
 _replies = msgspec.json.Decoder(Reply)
 _facts = msgspec.json.Decoder(Facts)
@@ -79,6 +82,8 @@ def _malformed(body: Buffer, exc: Exception) -> Malformed:
     """Whatever can be said of a body that is no request."""
     if not len(body):
         return Malformed(ProtocolError("the request is empty"))
+    if len(body) > LONGEST_LOOK:
+        return Malformed(ProtocolError(f"not a request: {exc}"))
     if isinstance(exc, UnicodeDecodeError):
         return Malformed(ProtocolError(f"the request is not UTF-8: {exc}"))
     try:
@@ -193,7 +198,7 @@ class ReplyWriter:
         """A failure of any kind."""
         reply = {"success": False, "error": _valid(error), "traceback": _valid(traceback)}
         if request.id is not UNSET:
-            reply["error_type"] = error_type
+            reply["error_type"] = _valid(error_type)
         return [encode_json(self._marked(request, reply))]
 
     def _marked(self, request: AnyRequest, reply: dict[str, Any]) -> dict[str, Any]:
@@ -247,9 +252,12 @@ def event_topic(signal: str) -> bytes:
     return signal.encode() + b"\0"
 
 
-def confirmation_topic(client_id: str) -> bytes:
-    """Topic on which one client is told that its subscriptions are in force; no signal's name begins with a zero."""
-    return b"\0" + client_id.encode()
+def confirmation_topic(token: str) -> bytes:
+    """Topic on which one client is told that its subscriptions are in force; no signal's name begins with a zero.
+
+    The token is no client id, as anybody can see the topics, and who knows a client id can repeat its calls.
+    """
+    return b"\0" + token.encode()
 
 
 def event_frames(signal: str, event: SignalEvent) -> Frames:

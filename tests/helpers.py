@@ -27,6 +27,19 @@ def wait_until(condition: Callable[[], object], limit: float = LIMIT) -> None:
         pause.wait(0.003)
 
 
+class FakeClock:
+    """Time passes when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
 def request(event: str, **keys: Any) -> bytes:
     """A request in JSON."""
     return json.dumps({"event": event, **keys}).encode()

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import zmq
 
-from rpc_kit.errors import CallTimeout, ClientClosed, ProtocolError, ServerLost
+from rpc_kit import calls
+from rpc_kit.errors import CallTimeout, ClientClosed, MessageTooLarge, ProtocolError, ReplyLost, ServerLost
+from rpc_kit.journal import Journal
 from rpc_kit.messages import Ping
 from tests.devices import LIMIT, InstrumentClient
-from tests.helpers import PROJECT, Relay, in_thread, wait_until
+from tests.helpers import PROJECT, FakeClock, Relay, in_thread, wait_until
 
 LIVENESS = 0.6
 """Short enough for quick tests, long enough for a busy machine, s."""
@@ -39,7 +41,7 @@ def test_timeout_never_wedges(device: Any, client: Any) -> None:
     """After every CallTimeout the next call works, and gets its own reply."""
     for number in range(5):
         device.released.clear()
-        with pytest.raises(CallTimeout, match="impatient: no reply from .* in time; it may still be running"):
+        with pytest.raises(CallTimeout, match="impatient: no reply from .* within 0.1 s: .* may still be running"):
             client.impatient()
         device.released.set()
 
@@ -147,6 +149,140 @@ def test_slow_connection(device: Any, relay: Relay, relayed: Any) -> None:
     assert 4 << 20 == len(relayed.buffer("bytes", 4 << 20)[0])
 
 
+@pytest.mark.parametrize(("lose", "executed"), [("request", 0), ("reply", 1)])
+def test_lost_message_that_is_forgotten(
+    device: Any, relay: Relay, relayed: Any, connect: Any, lose: str, executed: int
+) -> None:
+    """When other clients push a lost call out of the journal it is ReplyLost, and never executed a second time."""
+    loop, other = device._rpc.endpoint, connect(device.url)
+    loop._journal = loop._dispatcher.journal = Journal(entries=10)
+    relay.lose = lose
+    with in_thread(relayed.count) as outcome:
+        wait_until(lambda: not relay.lose)
+        for number in range(30):
+            other.add(number)
+
+    assert isinstance(outcome[0], ReplyLost)
+    assert "count: may have been executed" == str(outcome[0])
+    assert executed == device.counted
+
+
+def test_lost_reply_under_load(device: Any, relay: Relay, relayed: Any, connect: Any) -> None:
+    """With thousands of other calls meanwhile a lost reply is found again or ReplyLost, and each call executed once."""
+    ended, clients = threading.Event(), [connect(device.url) for _ in range(4)]
+
+    def push(client: Any) -> None:
+        while not ended.is_set():
+            client.add(1)
+
+    with ThreadPoolExecutor(4) as pool:
+        pushing = [pool.submit(push, client) for client in clients]
+        try:
+            for number in range(3):
+                relay.lose = "reply"
+                try:
+                    assert number + 1 == relayed.count()
+                except ReplyLost:
+                    pass
+                assert number + 1 == device.counted
+        finally:
+            ended.set()
+
+    assert 4 * [None] == [each.result() for each in pushing]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large data is taken for lost soon."""
+    monkeypatch.setattr(calls, "PATIENCE", 1.0)
+
+
+def test_large_reply_that_is_lost(
+    impatient: None, device: Any, relay: Relay, relayed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reply that is too large to be kept is waited for, then it is ReplyLost; it is not made again."""
+    made = []
+    monkeypatch.setattr(device, "buffer", lambda kind, size: made.append(size) or (bytes(size), {}))
+    relay.lose = "reply"
+    started = time.monotonic()
+    with pytest.raises(ReplyLost, match="buffer: was executed; its reply was too large to keep"):
+        relayed.buffer("", 1 << 20)
+
+    assert ([1 << 20], True) == (made, time.monotonic() - started > calls.PATIENCE)
+    assert b"\0" == relayed.buffer("", 1)[0]
+
+
+def test_large_request_that_is_lost(impatient: None, device: Any, relay: Relay, relayed: Any) -> None:
+    """A large request is waited for, then it is repeated."""
+    text = "x" * (calls.LARGE + 1)
+    relay.lose = "request"
+    started = time.monotonic()
+
+    assert (text, "") == (relayed.echo(text), relay.lose)
+    assert time.monotonic() - started > calls.PATIENCE
+
+
+@pytest.mark.parametrize(
+    ("size", "states", "lost"),
+    [
+        (1, ["unknown"], [True]), (1, ["done"], [True]), (1, ["pending"], [False]), (1, [""], [False]),
+        (1, ["sent", "sent", "sent"], [False, False, True]), (1, ["sent", "", "sent"], [False, False, False]),
+        (1, ["sent", "sent", "sent", "sent"], [False, False, True, True]),
+        (calls.LARGE, ["unknown"], [True]), (calls.LARGE + 1, ["unknown"], [False]),
+        (calls.LARGE + 1, ["unknown", "unknown", "unknown"], [False, False, True]),
+        (calls.LARGE + 1, ["unknown", "pending", "unknown"], [False, False, False]),
+        (calls.LARGE + 1, ["unknown", "done", "sent"], [False, True, True]),
+    ],
+)  # fmt: skip
+def test_what_is_taken_for_lost(
+    monkeypatch: pytest.MonkeyPatch, size: int, states: list[str], lost: list[bool]
+) -> None:
+    """A call is repeated at once, or after so long a time when much data may be under way; 20 s between the answers."""
+    clock = FakeClock()
+    monkeypatch.setattr(calls.time, "monotonic", clock)
+    waiting, seen = calls._Wait(None, 1.0, "epoch", "member", size), []
+    for state in states:
+        waiting.note(state)
+        seen.append(waiting.seems_lost())
+        assert not waiting.seems_lost()
+        clock.advance(20.0)
+
+    assert lost == seen
+
+
+@pytest.mark.parametrize("send", ["method", "property", "execute"])
+def test_request_over_limit_of_server(serve: Any, connect: Any, send: str) -> None:
+    """What the server would refuse is MessageTooLarge at once, though nobody is there any more to be asked."""
+    device = serve(max_request=10_000)
+    client, text = connect(device.url), "x" * 10_000
+    device.stop_server()
+    assert device._rpc.finished.wait(LIMIT)
+
+    with pytest.raises(MessageTooLarge, match="the request has 10... bytes, the server takes 10000") as caught:
+        if send == "method":
+            client.echo(text)
+        elif send == "property":
+            client.level = text
+        else:
+            client.execute("echo", {"args": [text]})
+    assert MessageTooLarge is caught.type
+
+
+def test_largest_request(serve: Any, connect: Any) -> None:
+    """A client that was refused goes on, and what just fits is sent."""
+    client = connect(serve(max_request=10_000).url)
+    for size in range(9_800, 10_000):
+        try:
+            assert size == len(client.echo("x" * size))
+        except MessageTooLarge as exc:
+            assert "echo: the request has 10001 bytes, the server takes 10000" == str(exc)
+            break
+    else:
+        pytest.fail("nothing was too large")
+
+    assert 3 == client.add(1, 2)
+
+
 def test_restart_during_call(serve: Any, device: Any, relay: Relay, relayed: Any) -> None:
     """A server that was replaced by another one during a call is noticed at once by its epoch."""
     other = serve()
@@ -239,6 +375,29 @@ def test_context_terminated_during_call(device: Any) -> None:
 
     assert isinstance(outcome[0], ClientClosed)
     assert not ending.is_alive()
+
+
+def test_context_terminated_before_call(device: Any) -> None:
+    """A call after the context was terminated is ClientClosed, every time; and so is one after `close`."""
+    own: Any = zmq.Context()
+    client: Any = InstrumentClient(own, device.url)
+    seen: list[type[BaseException]] = []
+
+    def call_once() -> bool:
+        try:
+            client.add(1, 2)
+        except Exception as exc:
+            seen.append(type(exc))
+        return len(seen) > 2
+
+    with in_thread(own.term) as ended:
+        wait_until(call_once)
+        call_once()
+        client.close()
+        call_once()
+
+    assert ([None], {ClientClosed}) == (ended, set(seen))
+    assert 0 == device.counted
 
 
 FORK = """

@@ -243,10 +243,11 @@ def test_ping(dispatcher: Dispatcher) -> None:
     """PING tells what runs, how many wait, and what became of a call."""
     facts = {"success": True, "epoch": "e0", "busy": {"member": "add", "seconds": 1.5}, "queued": 2}
     assert dispatcher.journal.begin(("c", 1))
+    dispatcher.journal.clock = lambda: 7.5
 
     assert facts == json.loads(ask(dispatcher, '{"event":"PING"}'))
-    assert {**facts, "call": "pending"} == json.loads(ask(dispatcher, '{"event":"PING","call":["c",1]}'))
-    assert {**facts, "call": "unknown"} == json.loads(ask(dispatcher, '{"event":"PING","call":["c",2]}'))
+    assert {**facts, "call": "pending", "clock": 7.5} == json.loads(ask(dispatcher, '{"event":"PING","call":["c",1]}'))
+    assert {**facts, "call": "unknown", "clock": 7.5} == json.loads(ask(dispatcher, '{"event":"PING","call":["c",2]}'))
 
 
 def test_stop_server(device: Device) -> None:

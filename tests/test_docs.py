@@ -21,16 +21,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from rpc_kit import errors
+from rpc_kit.convert import coerce_to_generic, decode_json, encode_json
+from rpc_kit.interface import RESERVED
 
 PROJECT = Path(__file__).parents[1]
 README = PROJECT / "README.md"
 DOCS = PROJECT / "docs"
 PAGES = [README, *sorted(DOCS.rglob("*.md")), *sorted((PROJECT / "examples").rglob("*.md"))]
 # The files of the first pages are there when a page is run.
-RUN = {README: [], DOCS / "tutorial.md": [], DOCS / "wire.md": [README]}
+TYPES = DOCS / "types.md"
+RUN = {README: [], DOCS / "tutorial.md": [], DOCS / "wire.md": [README], TYPES: []}
 LIMIT = 60.0
 """How long a program has for what it is to print, and to end, s."""
 
@@ -279,6 +283,57 @@ def test_page_of_errors_is_complete() -> None:
         assert issubclass(declared[name], getattr(builtins, builtin)), name
         others = [kind for kind in declared[name].__mro__[1:] if not issubclass(kind, errors.RPCError)]
         assert builtin == others[0].__name__, name
+
+
+@pytest.fixture(scope="module")
+def types_in_use() -> dict[str, Any]:
+    """The names that the tables of the page of types use."""
+    names: dict[str, Any] = {"Path": Path, "__name__": "scans"}
+    exec(next(blocks(TYPES)).text, names)
+    return names
+
+
+def rows_of_types(number: int) -> list[list[str]]:
+    """A table of the page of types; of each cell the code, or the text when it has none."""
+    _, _, *rows = list(tables(TYPES.read_text()))[number]
+    return [[code.replace("\\|", "|") for cell in row for code in re.findall("^`(.*?)`|^(refused)$", cell)[:1]
+             for code in code if code] for row in rows]
+
+
+@pytest.mark.parametrize(("annotation", "value", "text"), rows_of_types(0))
+def test_types_in_json(types_in_use: dict[str, Any], annotation: str, value: str, text: str) -> None:
+    """Each value looks in JSON as the page says, and comes back as it was."""
+    expected, given = eval(annotation, types_in_use), eval(value, types_in_use)
+    found = coerce_to_generic(decode_json(text.encode(), msgspec.json.Decoder()), expected)
+
+    assert text == encode_json(given).decode()
+    assert (repr(given), type(given)) == (repr(found), type(found))
+
+
+@pytest.mark.parametrize(("given", "annotation", "becomes"), rows_of_types(1))
+def test_types_converted(types_in_use: dict[str, Any], given: str, annotation: str, becomes: str) -> None:
+    """Each value is converted or refused as the page says."""
+    value, expected = eval(given, types_in_use), eval(annotation, types_in_use)
+    if becomes == "refused":
+        with pytest.raises(TypeError):
+            coerce_to_generic(value, expected)
+    else:
+        assert repr(eval(becomes, types_in_use)) == repr(coerce_to_generic(value, expected))
+
+
+@pytest.mark.parametrize("value", [row[0] for row in rows_of_types(2)])
+def test_types_without_json(types_in_use: dict[str, Any], value: str) -> None:
+    """Each value of the last table is refused."""
+    given = eval(value, types_in_use)
+    with pytest.raises(TypeError, match="cannot be sent as JSON"):
+        encode_json(given)
+
+
+def test_page_of_types_has_the_reserved_names() -> None:
+    """The names that no member may have are all on the page."""
+    text, = (block.text for block in blocks(TYPES) if block.kind == "text")
+
+    assert RESERVED == set(text.split())
 
 
 def test_unit_file(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import pytest
 import zmq
 
 from rpc_kit import endpoint
+from rpc_kit.journal import Journal
+from rpc_kit.sockets import Watch, readable
 from rpc_kit.wire import MAX_FRAMES
 from tests.devices import LIMIT, InstrumentServer
-from tests.helpers import Peer, call, in_thread, request, wait_until
+from tests.helpers import FakeClock, Peer, call, in_thread, request, wait_until
 
 PING = request("PING")
 
@@ -131,8 +133,89 @@ def test_repeated_id_of_large_reply(peer: Peer) -> None:
     frame = call("buffer", "bytes", 1 << 20, id=["c", 1])
     peer.send(b"", frame)
     assert 1 << 20 == len(peer.receive()[2])
+    lost = peer.ask(frame)
 
-    assert "rpc_kit.errors.ReplyLost" == peer.ask(frame)["error_type"]
+    assert "sent" == peer.ask(request("PING", call=["c", 1]))["call"]
+    assert "rpc_kit.errors.ReplyLost" == lost["error_type"]
+    assert "buffer: was executed; its reply was too large to keep" == lost["error"]
+
+
+def test_repeated_id_of_reused_buffer(
+    device: Any, peer: Peer, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that fills its buffer again does not change a reply that is repeated."""
+    pixels = bytearray(1000)
+
+    def expose(kind: str, size: int) -> Any:
+        pixels[:] = bytes([size]) * len(pixels)
+        return memoryview(pixels).toreadonly(), {}
+
+    monkeypatch.setattr(device, "buffer", expose)
+    replies = []
+    for number in (1, 2, 1):
+        peer.send(b"", call("buffer", "", number, id=["c", number]))
+        replies.append(peer.receive()[2])
+
+    assert [bytes([number]) * 1000 for number in (1, 2, 1)] == replies
+
+
+@pytest.fixture
+def short_memory(device: Any) -> FakeClock:
+    """The clock of the device's journal, which knows the last two ids at least."""
+    clock = FakeClock()
+    journal = Journal(entries=2, clock=clock)
+    device._rpc.endpoint._journal = device._rpc.endpoint._dispatcher.journal = journal
+    return clock
+
+
+def sent_now(peer: Peer) -> list[Any]:
+    """What a repeat says of a request that was sent at this moment."""
+    reply = peer.ask(request("PING", id=["p", 1], call=["c", 0]))
+    return [reply["epoch"], reply["clock"]]
+
+
+def test_repeat_of_what_never_came(device: Any, peer: Peer, short_memory: FakeClock) -> None:
+    """A repeat whose first sending got lost is executed, and once however often it is repeated."""
+    short_memory.advance(1.0)
+    frame = call("count", id=["c", 1], since=sent_now(peer))
+
+    assert [1, 1] == [peer.ask(frame)["result"], peer.ask(frame)["result"]]
+    assert 1 == device.counted
+
+
+def test_repeat_of_what_is_forgotten(device: Any, peer: Peer, short_memory: FakeClock) -> None:
+    """A repeat that is older than what the journal knows is not executed, as it may have been before."""
+    short_memory.advance(1.0)
+    since = sent_now(peer)
+    first = peer.ask(call("count", id=["c", 1]))
+    for number in range(2, 8):
+        short_memory.advance(1.0)
+        peer.ask(call("add", number, id=["c", number]))
+    lost = peer.ask(call("count", id=["c", 1], since=since))
+
+    assert "unknown" == peer.ask(request("PING", call=["c", 1]))["call"]
+    assert (1, False, "rpc_kit.errors.ReplyLost") == (first["result"], lost["success"], lost["error_type"])
+    assert ("count: may have been executed", 1) == (lost["error"], device.counted)
+
+
+def test_repeat_from_another_run(device: Any, peer: Peer, short_memory: FakeClock) -> None:
+    """A request that was sent to an earlier run of the server may have been executed by that."""
+    short_memory.advance(1.0)
+    lost = peer.ask(call("count", id=["c", 1], since=["other", short_memory()]))
+
+    assert ("count: may have been executed", 0) == (lost["error"], device.counted)
+
+
+@pytest.mark.parametrize("since", [["", -1e9], ["", 1e9]])
+def test_repeat_that_is_pending_or_done(context: Any, blocked: Any, since: Any) -> None:
+    """A known id is answered by its own reply, whenever it was sent."""
+    frame, repeat = call("count", id=["c", 1]), call("count", id=["c", 1], since=since)
+    with queue(context, blocked, frame) as first, Peer(context, blocked.url) as second:
+        second.send(b"", repeat)
+        second.ask(PING)
+        blocked.released.set()
+
+        assert [2, 2, 2] == [first.reply()["result"], second.reply()["result"], second.ask(repeat)["result"]]
 
 
 @pytest.mark.parametrize(("limit", "value"), [("MAX_QUEUED", 2), ("MAX_QUEUED_BYTES", 250)])
@@ -199,6 +282,64 @@ def test_many_callers_of_slow_and_fast_methods(serve: Any, context: Any, waker_k
             assert expected == peer.reply()["result"]
     for peer in peers:
         peer.socket.close()
+
+
+def test_standby_does_not_spin(
+    waker_kind: str, context: Any, blocked: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Connections that end while a method runs are logged, and then the standby waits as before."""
+    waits = []
+
+    def counted(watch: Watch, seconds: float | None = None, wait: Any = Watch.wait) -> Any:
+        waits.append(seconds)
+        return wait(watch, seconds)
+
+    monkeypatch.setattr(Watch, "wait", counted)
+    caplog.set_level("INFO", endpoint.__name__)
+    for _ in range(3):
+        with Peer(context, blocked.url) as leaving:
+            leaving.ask(PING)
+    wait_until(lambda: caplog.text.count("a connection ended") == 3)
+    waits.clear()
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() > began + 0.3)
+
+    # One a second, and one for whatever was under way.
+    assert len(waits) <= 3
+    blocked.released.set()
+
+
+class SlowRegistrar:
+    """A registrar that is told to go on."""
+
+    name = "scope"
+
+    def __init__(self) -> None:
+        self.entered, self.go_on = threading.Event(), threading.Event()
+
+    def stop(self) -> None:
+        self.entered.set()
+        assert self.go_on.wait(LIMIT)
+
+
+@pytest.mark.parametrize("frame", [call("count", id=["c", 1]), call("count"), PING, request("GET_INVENTORY")])
+def test_request_after_end_of_serving(device: Any, peer: Peer, frame: bytes) -> None:
+    """Who comes while the registry is being told gets ServerStopping, too."""
+    registrar = device._rpc.registrar = SlowRegistrar()
+    loop = device._rpc.endpoint
+
+    def has_come() -> bool:
+        with loop._own:
+            return readable(loop._socket)
+
+    device.stop_server()
+    assert registrar.entered.wait(LIMIT)
+    peer.send(b"", frame)
+    wait_until(has_come)
+    registrar.go_on.set()
+
+    assert "the server is stopping; nothing was executed" == peer.reply()["error"]
+    assert 0 == device.counted
 
 
 @pytest.mark.parametrize("way", ["local", "remote"])

@@ -3,8 +3,10 @@
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -14,7 +16,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from examples.camera.photographs import NOMINAL_EXPOSURE, take
+from examples.camera.photographs import NOMINAL_EXPOSURE, PhotographError, open_photograph, take
 
 PROJECT = Path(__file__).parents[1]
 LIMIT = 100
@@ -106,6 +108,32 @@ def test_demo_skips_unreadable_file(demo: Demo, pictures: Path, fault: str) -> N
     assert 0 == status
     assert ["3 (1 grey)"] == re.findall(r"identical to their source +(.+)", output)
     assert ["broken.png"] == re.findall(r"skipped: (\S+) is", errors)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "bits"), [("x.tif", np.uint16, 16), ("x.png", np.uint16, 16), ("x.tif", np.float32, 32)]
+)
+def test_demo_skips_file_of_more_bits(
+    demo: Demo, pictures: Path, name: str, dtype: type[np.generic], bits: int
+) -> None:
+    """A picture with more than 8 bits per channel is named and left out, not flattened."""
+    Image.fromarray(np.linspace(0, 50_000, 1200).reshape(30, 40).astype(dtype)).save(pictures / name)
+
+    status, _, errors = demo.run("--images", pictures)
+
+    assert 0 == status
+    assert f"skipped: {name} has {bits} bits per channel; only 8 are supported" == errors.strip()
+
+
+def test_coloured_picture_of_16_bits_is_refused(tmp_path: Path) -> None:
+    """Pillow cuts such a picture to 8 bits by itself; the camera does not take it."""
+    lines = b"".join(b"\0" + np.full((4, 3), 40_000, ">u2").tobytes() for _ in range(4))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    content = [struct.pack(">I", len(each)) + kind + each + struct.pack(">I", zlib.crc32(kind + each)) for kind, each in chunks]
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(content))
+
+    with pytest.raises(PhotographError, match="x.png has 16 bits per channel"):
+        open_photograph(tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("fault", ["missing", "empty", "a file", "unreadable"])

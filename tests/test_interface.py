@@ -214,6 +214,33 @@ def test_static_and_class_methods_are_refused(member: Any) -> None:
         Interface.of(made(measure=member))
 
 
+async def coroutine(self: Any, value: Any = None) -> Any: ...
+
+
+async def generator(self: Any) -> Any:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("name", "member"),
+    [
+        ("measure", method(coroutine)), ("measure", buffer(coroutine)), ("measure", method(generator)),
+        ("size", RPCProperty(coroutine)), ("size", RPCProperty(lambda self: 1, coroutine)),
+    ],
+)  # fmt: skip
+def test_coroutines_are_refused(name: str, member: Any) -> None:
+    """What would have to be awaited cannot be declared, as method, getter or setter."""
+    with pytest.raises(InterfaceError, match=f"Device.{name}: a coroutine cannot be served, only a plain function"):
+        Interface.of(made(**{name: member}))
+
+
+@pytest.mark.parametrize(("name", "value"), [("home", coroutine), ("modes", property(coroutine))])
+def test_override_by_coroutine_is_refused(name: str, value: Any) -> None:
+    """Nor may a device implement a plain member by a coroutine."""
+    with pytest.raises(InterfaceError, match=f"Device.{name}: a coroutine cannot be served"):
+        Interface.of(type("Device", (MovingCamera,), {name: value}))
+
+
 @pytest.mark.parametrize(
     ("members", "text"),
     [

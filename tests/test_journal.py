@@ -3,6 +3,9 @@
 import pytest
 
 from rpc_kit.journal import Journal
+from tests.helpers import FakeClock
+
+NAN = float("nan")
 
 
 def finished(journal: Journal, *numbers: int, size: int = 1) -> None:
@@ -92,3 +95,53 @@ def test_pending_ids_are_never_forgotten() -> None:
     finished(journal, *range(1, 50))
 
     assert ["pending"] == states(journal, 0)
+
+
+@pytest.mark.parametrize(("since", "covered"), [(0.1, True), (11.0, True), (0.0, False), (-0.1, False), (NAN, False)])
+def test_young_journal_covers_its_own_time(since: float, covered: bool) -> None:
+    """A journal that has forgotten nothing knows every id since it was made, and none of before."""
+    clock = FakeClock()
+    journal = Journal(clock=clock)
+    made = clock()
+    clock.advance(10.0)
+
+    assert covered is journal.covers(made + since)
+
+
+def test_journal_covers_what_it_has_not_forgotten() -> None:
+    """With each generation that is forgotten the covered time begins anew where the next one began."""
+    clock = FakeClock()
+    journal = Journal(entries=2, clock=clock)
+    covered = []
+    for number in range(8):
+        finished(journal, number)
+        clock.advance(1.0)
+        covered.append(sum(journal.covers(clock() - age) for age in range(10)))
+
+    assert [1, 2, 3, 3, 4, 3, 4, 3] == covered
+    assert ["unknown"] * 6 + ["done"] * 2 == states(journal, *range(8))
+
+
+def test_every_covered_id_is_known() -> None:
+    """Whatever the load, an id is known for as long as the time it came at is covered."""
+    clock = FakeClock()
+    journal = Journal(entries=5, capacity=30, clock=clock)
+    begun: dict[int, float] = {}
+    for number in range(300):
+        begun[number] = clock()
+        finished(journal, number, size=1 + number % 17)
+        clock.advance(0.1 * (number % 7))
+        wrong = [each for each, at in begun.items() if journal.covers(at) and states(journal, each) != ["done"]]
+
+        assert [] == wrong
+
+
+def test_reply_is_a_copy() -> None:
+    """A device that uses its buffer again does not change the kept reply, and may let go of it."""
+    journal, buffer = Journal(), bytearray(b"picture")
+    assert journal.begin(("client", 1))
+    journal.finish(("client", 1), [b"head", memoryview(buffer).toreadonly()])
+    buffer[:] = b"another"
+    buffer.clear()  # a BufferError, if a view of it were left
+
+    assert [b"head", b"picture"] == journal.reply(("client", 1))

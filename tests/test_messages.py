@@ -7,16 +7,16 @@ from rpc_kit import messages
 from rpc_kit.messages import EventType, Request, RPCEvents
 
 REQUESTS = {
-    messages.MethodCall: ("METHOD_CALL", {"id", "timeout", "age", "method", "params"}, {"method"}),
-    messages.PropertyGet: ("PROPERTY_GET", {"id", "timeout", "age", "property"}, {"property"}),
-    messages.PropertySet: ("PROPERTY_SET", {"id", "timeout", "age", "property", "value"}, {"property", "value"}),
-    messages.GetInventory: ("GET_INVENTORY", {"id", "timeout", "age"}, set()),
-    messages.InitSignals: ("INIT_SIGNALS_HANDLING", {"id", "timeout", "age"}, set()),
-    messages.StopServer: ("STOP_SERVER", {"id", "timeout", "age"}, set()),
-    messages.Ping: ("PING", {"id", "timeout", "age", "call"}, set()),
-    messages.Register: ("REGISTER", {"id", "timeout", "age", "payload"}, {"payload"}),
-    messages.Unregister: ("UNREGISTER", {"id", "timeout", "age", "payload"}, {"payload"}),
-    messages.CheckAlive: ("CHECK_ALIVE", {"id", "timeout", "age", "payload"}, {"payload"}),
+    messages.MethodCall: ("METHOD_CALL", {"id", "timeout", "since", "method", "params"}, {"method"}),
+    messages.PropertyGet: ("PROPERTY_GET", {"id", "timeout", "since", "property"}, {"property"}),
+    messages.PropertySet: ("PROPERTY_SET", {"id", "timeout", "since", "property", "value"}, {"property", "value"}),
+    messages.GetInventory: ("GET_INVENTORY", {"id", "timeout", "since"}, set()),
+    messages.InitSignals: ("INIT_SIGNALS_HANDLING", {"id", "timeout", "since"}, set()),
+    messages.StopServer: ("STOP_SERVER", {"id", "timeout", "since"}, set()),
+    messages.Ping: ("PING", {"id", "timeout", "since", "call"}, set()),
+    messages.Register: ("REGISTER", {"id", "timeout", "since", "payload"}, {"payload"}),
+    messages.Unregister: ("UNREGISTER", {"id", "timeout", "since", "payload"}, {"payload"}),
+    messages.CheckAlive: ("CHECK_ALIVE", {"id", "timeout", "since", "payload"}, {"payload"}),
 }
 
 

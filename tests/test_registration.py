@@ -22,7 +22,7 @@ from rpc_kit import registration
 from rpc_kit.errors import DeviceNotFound, RegistryUnreachable
 from rpc_kit.registration import Registrar
 from tests.devices import LIMIT, InstrumentServer
-from tests.helpers import Peer, call, wait_until
+from tests.helpers import Peer, call, in_thread, wait_until
 
 ADDRESS = "tcp://127.0.0.1:9000"
 
@@ -284,3 +284,26 @@ def test_registry_answers_during_calls_of_device(registry: DeviceRegistry, serve
 
         assert peer.reply()["success"]
     assert ["left"] == list(registry.get_devices())
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_context_of_registered_device_is_terminated(
+    scripted: ScriptedRegistry, context: Any, caplog: pytest.LogCaptureFixture, busy: bool
+) -> None:
+    """The server ends, with a warning that it could not be unregistered, and leaves no thread."""
+    own: Any = zmq.Context()
+    device = InstrumentServer(own, "tcp://127.0.0.1:0", alive_timeout=0.15)
+    device.register_to_registry("scope", "scope", scripted.url)
+    with in_thread(device.serve_forever) as served, Peer(context, device.url) as peer:
+        wait_until(lambda: scripted.seen["CHECK_ALIVE"] >= 2)
+        peer.ask(call("count"))
+        if busy:
+            peer.send(b"", call("block"))
+            assert device.entered.wait(LIMIT)
+        with in_thread(own.term) as ended:
+            wait_until(lambda: busy or ended)
+            device.released.set()
+
+    assert ([None], [None]) == (served, ended)
+    assert "scope-1 could not be unregistered" in caplog.text
+    assert [] == [thread for thread in threading.enumerate() if thread.name in ("rpc-registrar", "rpc-standby")]

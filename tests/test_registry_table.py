@@ -8,19 +8,7 @@ from hypothesis import strategies as st
 
 from registry import table as module
 from registry.table import Entry, Table
-
-
-class FakeClock:
-    """Time passes when told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
+from tests.helpers import FakeClock
 
 
 @pytest.fixture

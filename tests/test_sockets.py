@@ -215,6 +215,32 @@ def test_url_that_cannot_be_connected_to(context: Any, url: str, text: str) -> N
         client_socket(context, zmq.REQ, url)
 
 
+def test_context_terminated_while_connecting(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A context that is terminated at any moment is no fault of the url."""
+    own: Any = zmq.Context()
+    ending = threading.Thread(target=own.term)
+
+    def end_after_making(*arguments: Any, make: Any = sockets.make_socket) -> Any:
+        made = make(*arguments)
+        ending.start()
+        wait_until(lambda: is_terminated(made))
+        return made
+
+    monkeypatch.setattr(sockets, "make_socket", end_after_making)
+    with pytest.raises(zmq.ContextTerminated):
+        client_socket(own, zmq.REQ, "tcp://127.0.0.1:9000")
+    ending.join(LIMIT)
+    assert not ending.is_alive()
+
+
+def is_terminated(made: Any) -> bool:
+    try:
+        made.getsockopt(zmq.EVENTS)
+    except zmq.ContextTerminated:
+        return True
+    return False
+
+
 def test_ask_once(router: Any, context: Any) -> None:
     """One question, one answer; without an answer a TimeoutError."""
 

@@ -2,15 +2,17 @@
 
 import signal
 import threading
+import time
 from datetime import UTC, datetime
 from typing import Any
 from weakref import WeakMethod
 
 import pytest
+import zmq
 
 from rpc_kit import RPCClient, sockets, subscriber
-from tests.devices import LIMIT, Identified, Mode, Point, Scan
-from tests.helpers import Relay, wait_until
+from tests.devices import LIMIT, Identified, InstrumentClient, Mode, Point, Scan
+from tests.helpers import Relay, in_thread, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -166,6 +168,7 @@ def test_gap_is_counted_and_property_read_again(device: Any, client: Any) -> Non
 def test_gap_of_overflow(serve: Any, connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a flood that a listener cannot follow what is not delivered is counted."""
     monkeypatch.setattr(sockets, "EVENT_BACKLOG", 50)
+    monkeypatch.setattr(subscriber, "QUIET_TIME", 0.05)
     device = serve()
     client = connect(device.url)
     go_on, received = threading.Event(), []
@@ -179,8 +182,6 @@ def test_gap_of_overflow(serve: Any, connect: Any, monkeypatch: pytest.MonkeyPat
         device.noted.emit("x" * 50_000)
     wait_until(lambda: received)
     go_on.set()
-    # The last event may be lost, too: only a later one shows it.
-    wait_until(lambda: device.noted.emit("end") or received[-1] == "end")
 
     wait_until(lambda: device._rpc.publisher._seqs["noted"] == len(received) + client.events_lost)
     assert client.events_lost > 500
@@ -237,3 +238,116 @@ def test_client_without_signals(device: Any, context: Any) -> None:
         assert ("SN-1", 6.5) == (client.serial, client.total(1, 2, more=3.5))
         assert 0 == client.events_lost
         assert "rpc-receiver" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether events are missing is verified soon after the last one."""
+    monkeypatch.setattr(subscriber, "QUIET_TIME", 0.05)
+
+
+def test_loss_at_the_end_of_a_storm(quick: None, device: Any, client: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Lost events are noticed though no later one comes, and the property is read again."""
+    levels = collect(client.level_changed)
+    with device._rpc.publisher._lock:  # nothing is confirmed meanwhile
+        device.level = 2.0
+        device._level = 7.0
+        device._rpc.publisher._seqs["level_changed"] += 5  # as if the last five events had not come through
+
+    wait_until(lambda: [2.0, 7.0] == levels)
+    assert 5 == client.events_lost
+    assert "5 events of signal level_changed of " in caplog.text
+
+
+@pytest.fixture
+def confirmations(client: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The confirmations that the client has got since it was made."""
+    receiver, seen = client._rpc.receiver, list[Any]()
+
+    def note(name: str, event: Any, on_message: Any = receiver._on_message) -> None:
+        on_message(name, event)
+        if not name:
+            seen.append(event)
+
+    monkeypatch.setattr(receiver, "_on_message", note)
+    return seen
+
+
+def test_each_storm_is_verified(quick: None, device: Any, client: Any, confirmations: list[Any]) -> None:
+    """After every storm it is verified anew that nothing is missing; nothing is asked for while there are no events."""
+    ticks, publisher = collect(client.ticked), device._rpc.publisher
+    for storm in range(1, 4):
+        with publisher._lock:
+            for number in range(10):
+                device.ticked.emit(number)
+            publisher._seqs["ticked"] += 2
+
+        wait_until(lambda storm=storm: storm == len(confirmations))
+        assert 2 * storm == client.events_lost
+    assert 3 * list(range(10)) == ticks
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() > began + 4 * subscriber.QUIET_TIME)
+    assert 3 == len(confirmations)
+
+
+def test_verification_finds_nothing(quick: None, device: Any, client: Any, confirmations: list[Any]) -> None:
+    """When nothing was lost, nothing is counted and no property is read."""
+    levels = collect(client.level_changed)
+    device.level = 2.0
+
+    wait_until(lambda: confirmations)
+    assert ([2.0], 0) == (levels, client.events_lost)
+
+
+def test_resync_while_device_is_busy(quick: None, device: Any, connect: Any) -> None:
+    """A property that cannot be read again, as a method runs for long, is read until that succeeds."""
+    client, other = connect(device.url, timeout=50), connect(device.url)
+    levels, ticks = collect(client.level_changed), collect(client.ticked)
+    failed, resync = [], client._rpc.receiver._resync
+    client._rpc.receiver._resync = lambda names: failed.append(resync(names)) or failed[-1]
+    with in_thread(other.block):
+        assert device.entered.wait(LIMIT)
+        device._level = 7.0
+        device._rpc.publisher._seqs["level_changed"] += 1
+        device.ticked.emit(1)
+        wait_until(lambda: [{"level_changed"}, {"level_changed"}] == failed[:2])
+        assert ([], [1]) == (levels, ticks)
+        device.released.set()
+
+    wait_until(lambda: [7.0] == levels)
+    wait_until(lambda: set() == failed[-1])
+    assert 1 == client.events_lost
+
+
+def test_listener_that_blocks_for_ever(
+    device: Any, client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Closing a client leaves its thread behind after a while, and says so; it ends when the listener does."""
+    monkeypatch.setattr(subscriber, "JOIN_TIME", 0.05)
+    entered, go_on = threading.Event(), threading.Event()
+    client.ticked.connect(lambda number: entered.set() or go_on.wait(LIMIT))
+    device.ticked.emit(1)
+    assert entered.wait(LIMIT)
+    began = time.monotonic()
+    client.close()
+    elapsed = time.monotonic() - began
+    text = f"a listener of a signal of {device.url} blocks: its thread is left behind"
+
+    assert (1, True) == (caplog.text.count(text), elapsed < 2.0)
+    go_on.set()
+    wait_until(lambda: "rpc-receiver" not in [thread.name for thread in threading.enumerate()])
+
+
+@pytest.mark.parametrize("server_ends_first", [False, True])
+def test_context_terminated(serve: Any, server_ends_first: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """The thread ends with the context, also while it looks for a server that has gone."""
+    device, own = serve(), zmq.Context()
+    client = InstrumentClient(own, device.url)
+    if server_ends_first:
+        device.stop_server()
+        wait_until(lambda: "no signals from" in caplog.text)
+    with in_thread(own.term) as ended:
+        wait_until(lambda: "rpc-receiver" not in [thread.name for thread in threading.enumerate()])
+        client.close()
+
+    assert [None] == ended

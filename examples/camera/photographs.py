@@ -1,5 +1,6 @@
 """Photographs on disk, and how the camera sees them."""
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,7 +22,9 @@ TEST_CHARTS = {
     "multipage_rgb.tif",
     "phantom.png",
 }
-GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "F"}
+GREY_MODES = {"1", "L", "LA"}
+DEEP_MODES = {"I": 32, "I;16": 16, "I;16L": 16, "I;16B": 16, "I;16N": 16, "F": 32}
+"""Pillow's modes of more than 8 bits per channel, and how many."""
 
 
 class PhotographError(ValueError):
@@ -46,13 +49,27 @@ def find_photographs(folder: Path) -> list[Path]:
 
 
 def open_photograph(path: Path) -> Image.Image:
-    """Open a file and read its header; the pixels are read when they are used."""
+    """Open a file of 8 bits per channel and read its header; the pixels are read when they are used."""
     try:
-        return Image.open(path)
+        photograph = Image.open(path)
     except UnidentifiedImageError as exc:
         raise PhotographError(f"{path.name} is not a picture") from exc
     except Exception as exc:  # Pillow's decoders raise whatever a broken file drives them to
         raise PhotographError(f"{path.name} is not readable: {exc}") from exc
+    bits = bits_per_channel(photograph)
+    if bits > 8:
+        photograph.close()
+        raise PhotographError(f"{path.name} has {bits} bits per channel; only 8 are supported")
+    return photograph
+
+
+def bits_per_channel(photograph: Image.Image) -> int:
+    """The bits of a channel in the file, as far as they are more than 8."""
+    # Pillow has no mode for colours of 16 bits, and cuts them to 8: only how the file is decoded tells of them.
+    decoders = " ".join(str(tile[3]) for tile in getattr(photograph, "tile", ()))
+    if re.search(r"\b(RGB|RGBA|RGBX|RGBa|LA|CMYK|[RGBACMYKX]);16", decoders):
+        return 16
+    return DEEP_MODES.get(photograph.mode, 8)
 
 
 def is_grey(photograph: Image.Image) -> bool:
