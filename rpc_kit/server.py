@@ -6,7 +6,7 @@ import secrets
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import zmq
 
@@ -312,10 +312,12 @@ class RPCServer:
         """
         self._rpc.stop()
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "_rpc":
-            raise AttributeError(f"{type(self).__name__}.__init__ has not called super().__init__(context, url)")
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    if not TYPE_CHECKING:  # mypy would take every misspelt name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "_rpc":
+                raise AttributeError(f"{type(self).__name__}.__init__ has not called super().__init__(context, url)")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __enter__(self) -> Self:
         return self

@@ -129,8 +129,10 @@ def test_coloured_picture_of_16_bits_is_refused(tmp_path: Path) -> None:
     """Pillow cuts such a picture to 8 bits by itself; the camera does not take it."""
     lines = b"".join(b"\0" + np.full((4, 3), 40_000, ">u2").tobytes() for _ in range(4))
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
-    content = [struct.pack(">I", len(each)) + kind + each + struct.pack(">I", zlib.crc32(kind + each)) for kind, each in chunks]
-    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(content))
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in chunks:
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    (tmp_path / "x.png").write_bytes(content)
 
     with pytest.raises(PhotographError, match="x.png has 16 bits per channel"):
         open_photograph(tmp_path / "x.png")
