@@ -3,14 +3,14 @@
 import logging
 from abc import update_abstractmethods
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, cast
 
 from decorator import FunctionMaker
 from msgspec import UNSET
 
 from .calls import LIVENESS, Calls
 from .errors import CallTimeout, ClientClosed, InterfaceMismatch, NoResult, ProtocolError, RPCError
-from .interface import Interface, Method, Property, refuse_reserved
+from .interface import Interface, Method, Property, UntilInit, refuse_reserved
 from .messages import Facts, GetInventory, MethodCall, Params, PropertyGet, PropertySet, Reply, StopServer
 from .properties import RPCProperty
 from .signals import BoundSignal
@@ -206,7 +206,7 @@ class RPCClient(_Base):  # type: ignore[misc]
     """
 
     _interface: ClassVar[Interface | None] = None
-    _rpc: ClientEngine
+    _rpc: ClientEngine = cast(Any, UntilInit())
 
     def __init__(
         self,
@@ -315,13 +315,9 @@ class RPCClient(_Base):  # type: ignore[misc]
             raise AttributeError(f"{name} is a member of the interface, and nothing to assign to")
         super().__setattr__(name, value)
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "_rpc":
-            raise AttributeError(f"{type(self).__name__}.__init__ has not called super().__init__(context, url)")
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._rpc.name} at {self.url}>"
+        where = f"of {self.name} at {self.url}" if "_rpc" in self.__dict__ else "not connected"
+        return f"<{type(self).__name__} {where}>"
 
     def __enter__(self) -> Self:
         return self

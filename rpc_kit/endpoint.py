@@ -7,6 +7,7 @@ thread hop, and control messages are answered during a long one. docs/threads.md
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -78,6 +79,7 @@ class Endpoint:
     """
 
     def __init__(self, socket: ZmqSocket, wake_url: str, dispatcher: Dispatcher, max_request: int) -> None:
+        self._pid = os.getpid()
         self._socket = socket
         self._dispatcher = dispatcher
         self._journal = dispatcher.journal
@@ -210,7 +212,8 @@ class Endpoint:
                 self._waker.wake()
             frames = self._dispatcher.answer(request)
         finally:
-            self._own.acquire()
+            # In a process that the method forked the standby is not there, and may have left the lock as it held it.
+            self._own.acquire(blocking=os.getpid() == self._pid)
             self._running = None
         if self._taken:
             self._waker.wake()

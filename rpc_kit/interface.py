@@ -211,6 +211,18 @@ def refuse_reserved(members: Iterable[str], interface: type) -> None:
             )
 
 
+class UntilInit:
+    """Stands on the class for an attribute that `__init__` sets, and says so when it was not called.
+
+    No __getattr__, which would hide every AttributeError of a getter.
+    """
+
+    def __get__(self, instance: object | None, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        raise AttributeError(f"{type(instance).__name__}.__init__ has not called super().__init__(context, url)")
+
+
 def declared_names(cls: type) -> Iterator[str]:
     """The names of the members, without resolving their types."""
     yield from _declarations(cls)

@@ -6,7 +6,7 @@ import secrets
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self, cast
 
 import zmq
 
@@ -14,7 +14,7 @@ from . import methods
 from .addresses import Address, host_towards
 from .dispatch import Dispatcher, Handler
 from .endpoint import Endpoint
-from .interface import Interface, declared_names, refuse_reserved
+from .interface import Interface, UntilInit, declared_names, refuse_reserved
 from .process import shorter_switch_interval, stopped_by_signals
 from .publisher import Publisher, bound_signals
 from .registration import Registrar
@@ -130,8 +130,10 @@ class ServerEngine:
 
     def close(self) -> None:
         """Unregister and close everything; idempotent."""
+        if os.getpid() != self.pid:
+            return
         with self._state:
-            if self.ended or os.getpid() != self.pid:
+            if self.ended:
                 return
             self.ended = True
         self._close()
@@ -184,7 +186,7 @@ class RPCServer:
     register_method_json = methods.register_method_json
     register_method_buffer = methods.register_method_buffer
 
-    _rpc: ServerEngine
+    _rpc: ServerEngine = cast(Any, UntilInit())
 
     def __init__(
         self,
@@ -311,13 +313,6 @@ class RPCServer:
         Calls that wait are answered with `ServerStopping`. A server that is not being served is closed at once.
         """
         self._rpc.stop()
-
-    if not TYPE_CHECKING:  # mypy would take every misspelt name for an attribute
-
-        def __getattr__(self, name: str) -> Any:
-            if name == "_rpc":
-                raise AttributeError(f"{type(self).__name__}.__init__ has not called super().__init__(context, url)")
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __enter__(self) -> Self:
         return self

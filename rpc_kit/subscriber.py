@@ -65,13 +65,16 @@ class RPCSignalReceiver:
         self._thread = threading.Thread(target=self._run, name="rpc-receiver", daemon=True)
         self.lost = 0
         self.subscribed = threading.Event()
-        self._context = context
+        # The end of `with zmq.Context()` closes the sockets of that object, whoever uses them, which libzmq does not
+        # survive. Those of a shadow are left to their thread, which ends with the context.
+        self._context: ZmqContext = zmq.Context.shadow(context)
         self._calls = calls
         self._signals = list(signals)
         self._deliver = deliver
         self._resync = resync
         # What ends a blocking receive: a publisher of our own, to which the subscribing socket is connected as well.
-        self._bell, self._bell_at = server_socket(context, zmq.PUB, Address("inproc", f"bell-{secrets.token_hex(8)}"))
+        bell = Address("inproc", f"bell-{secrets.token_hex(8)}")
+        self._bell, self._bell_at = server_socket(self._context, zmq.PUB, bell)
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._ended = False

@@ -4,6 +4,7 @@ import contextlib
 import json
 import selectors
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -84,6 +85,18 @@ class Peer:
         """Send a request, get its reply."""
         self.send(*([b""] if self.socket.type == zmq.DEALER else []), *frames)
         return self.reply()
+
+
+def raw_connection(port: int, kind: bytes = b"DEALER") -> socket.socket:
+    """A raw TCP connection after the handshake of ZeroMQ (ZMTP 3.0, NULL)."""
+    made = socket.create_connection(("127.0.0.1", port), LIMIT)
+    made.sendall(b"\xff" + b"\0" * 8 + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" * 32)
+    properties = b"\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
+    made.sendall(b"\x04" + bytes([6 + len(properties)]) + b"\x05READY" + properties)
+    received = b""
+    while len(received) < 66 or len(received) < 66 + received[65]:  # the greeting, and READY with its length
+        received += made.recv(1000)
+    return made
 
 
 class Program:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import zmq
 
+from rpc_kit.wire import LONGEST_LOOK
 from tests.helpers import Peer, Program, call, request
 
 
@@ -71,6 +72,12 @@ BAD_FRAMES = {
     "nested arguments": (nested(100_000), "nested too deep"),
     "nested arguments with NaN": (nested(100_000, "NaN"), "nested too deep"),
     "nested objects": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deep"),
+    "half a surrogate in an id": (b'{"event":"PING","x":NaN,"id":["\xed\xa0\x80",1]}', "the request is not UTF-8"),
+    "half a surrogate in UTF-16": (
+        '{"event":"PING","x":"\u614e\u004e","id":["\ud800",1]}'.encode("utf-16-le", "surrogatepass"),
+        "the request is not UTF-8",
+    ),
+    "large and no request": (b"[" + b"[]," * (LONGEST_LOOK // 3) + b"1]", "not a request: "),
     "half a surrogate": (b'{"event": "\\ud800"}', "not JSON|unknown event|not UTF-8"),
     "zeros": (b"\0" * 1000, "the request is not JSON"),
 }

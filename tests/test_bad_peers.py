@@ -14,19 +14,7 @@ from hypothesis import strategies as st
 
 from rpc_kit.sockets import HARD_LIMIT
 from tests.devices import LIMIT
-from tests.helpers import Peer, Program, call, request, wait_until
-
-
-def greeting(port: int) -> socket.socket:
-    """A raw TCP connection after the handshake of ZeroMQ (ZMTP 3.0, NULL)."""
-    made = socket.create_connection(("127.0.0.1", port), LIMIT)
-    made.sendall(b"\xff" + b"\0" * 8 + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" * 32)
-    properties = b"\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
-    made.sendall(b"\x04" + bytes([6 + len(properties)]) + b"\x05READY" + properties)
-    received = b""
-    while b"ROUTER" not in received:
-        received += made.recv(1000)
-    return made
+from tests.helpers import Peer, Program, call, raw_connection, request, wait_until
 
 
 def port_of(server: Program) -> int:
@@ -35,7 +23,7 @@ def port_of(server: Program) -> int:
 
 def test_over_hard_limit(peer: Peer, server: Program) -> None:
     """The connection of a peer that announces a frame over the hard limit is closed."""
-    with greeting(port_of(server)) as made:
+    with raw_connection(port_of(server)) as made:
         made.sendall(b"\x02" + struct.pack(">Q", HARD_LIMIT + 1) + b"x" * 1000)
         with contextlib.suppress(ConnectionResetError):
             assert b"" == made.recv(1)
@@ -44,7 +32,7 @@ def test_over_hard_limit(peer: Peer, server: Program) -> None:
 def test_hard_limit_is_logged(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
     """The log tells that a connection was ended, and why that may be."""
     caplog.set_level("INFO")
-    with greeting(serve().port) as made:
+    with raw_connection(serve().port) as made:
         made.sendall(b"\x02" + struct.pack(">Q", HARD_LIMIT + 1))
         wait_until(lambda: f"one that announces a frame of over {HARD_LIMIT} bytes is ended by us" in caplog.text)
 
@@ -66,7 +54,7 @@ def test_strangers(peer: Peer, server: Program, data: bytes) -> None:
 
 def test_frame_that_stops_in_the_middle(peer: Peer, server: Program) -> None:
     """A peer that dies in the middle of a message harms nobody."""
-    with greeting(port_of(server)) as made:
+    with raw_connection(port_of(server)) as made:
         made.sendall(b"\x01\x00\x02" + struct.pack(">Q", 1000) + b'{"event":')
 
     assert 3 == peer.ask(call("add", 1, 2))["result"]

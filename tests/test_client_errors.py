@@ -1,14 +1,17 @@
 """Errors as the client's user sees them: of arguments, of the device, of urls and options."""
 
 import pickle
+import subprocess
+import sys
 import traceback
 from typing import Any
 
 import pytest
 
-from rpc_kit import NoResult, RPCClient
-from rpc_kit.errors import ClientClosed, RemoteError, RPCError, SerializationError
-from tests.devices import Instrument, InstrumentClient
+from rpc_kit import NoResult, RPCClient, RPCProperty, RPCServer, RPCSignal
+from rpc_kit.errors import ClientClosed, InterfaceMismatch, RemoteError, RPCError, SerializationError
+from tests.devices import LIMIT, Identified, Instrument, InstrumentClient
+from tests.helpers import PROJECT
 
 
 @pytest.mark.parametrize(
@@ -119,6 +122,69 @@ def test_wrong_options(device: Any, context: Any, options: dict[str, Any]) -> No
     """A limit that makes no sense is refused."""
     with pytest.raises(ValueError, match="positive numbers|on_error"):
         InstrumentClient(context, device.url, **options)
+
+
+def test_server_of_another_interface(device: Any, context: Any) -> None:
+    """Members that the server lacks are found at once, and listed."""
+
+    class Newer(Instrument):
+        colour_changed = RPCSignal(str)
+
+        @RPCServer.register_method_json
+        def blink(self) -> None: ...
+
+        @RPCServer.register_method_buffer
+        def film(self) -> Any: ...
+
+        @RPCProperty
+        def colour(self) -> str:
+            raise NotImplementedError
+
+    client = RPCClient.register_interface(Newer)(type("NewerClient", (Newer, RPCClient), {}))
+    with pytest.raises(InterfaceMismatch) as caught:
+        client(context, device.url)
+
+    missing = f"{device.url} (InstrumentServer) does not serve blink, film, colour, colour_changed of Newer"
+    assert (missing, True, True) == (
+        str(caught.value), isinstance(caught.value, RPCError), isinstance(caught.value, TypeError)
+    )  # fmt: skip
+
+
+def test_server_with_more_members(device: Any, context: Any) -> None:
+    """A client of a part of the interface is welcome."""
+    client = RPCClient.register_interface(Identified)(type("PartClient", (Identified, RPCClient), {}))
+    with client(context, device.url) as made:
+        assert "SN-1" == made.serial
+
+
+@pytest.mark.parametrize("name", ["add", "ticked", "buffer"])
+def test_assignment_to_member(client: Any, name: str) -> None:
+    """Methods and signals cannot be assigned to: a typing error would make the member unusable without a word."""
+    with pytest.raises(AttributeError, match=f"{name} is a member of the interface, and nothing to assign to"):
+        setattr(client, name, 3)
+    client.note = "an attribute of the user's own"
+    assert (3, "an attribute of the user's own") == (client.add(1, 2), client.note)
+
+
+LEAVE = """
+import sys, threading, zmq
+from tests.devices import InstrumentClient
+
+with zmq.Context() as context:
+    client = InstrumentClient(context, sys.argv[1])
+    client.ticked.connect(print)
+    print(client.add(1, 2))
+print([thread.name for thread in threading.enumerate()])
+"""
+
+
+def test_context_is_left_before_client_is_closed(device: Any) -> None:
+    """Leaving `with zmq.Context()` ends the thread of an open client, and nobody complains."""
+    for _ in range(5):
+        run = [sys.executable, "-c", LEAVE, device.url]
+        done = subprocess.run(run, cwd=PROJECT, capture_output=True, text=True, timeout=LIMIT, check=False)
+
+        assert ("3\n['MainThread']\n", "", 0) == (done.stdout, done.stderr, done.returncode)
 
 
 def test_class_that_is_no_client(context: Any) -> None:

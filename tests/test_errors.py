@@ -23,6 +23,7 @@ TREE = {
     "ReplyLost": ConnectionError,
     "ClientClosed": RuntimeError,
     "InterfaceError": TypeError,
+    "InterfaceMismatch": TypeError,
     "DeviceNotFound": LookupError,
     "RegistryUnreachable": ConnectionError,
 }

@@ -1,5 +1,6 @@
 """The registry as its clients meet it: messages byte by byte, names, leases, callbacks, garbage."""
 
+import sys
 import threading
 from typing import Any
 
@@ -189,6 +190,18 @@ def test_callback_that_asks_the_registry(peer: Peer, registry: DeviceRegistry, c
 
     wait_until(lambda: len(seen) == 2)
     assert ["scope-0", "shadow-0"] == list(seen[1])
+
+
+def test_callback_that_exits(registry: DeviceRegistry, peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
+    """A sys.exit() in a callback is logged, and keeps nothing from the others nor later devices from this one."""
+    seen = []
+    registry.add_new_device_callback(lambda type_, addr, name: sys.exit(name))
+    registry.add_new_device_callback(lambda type_, addr, name: seen.append(name))
+    names = [register(peer, "scope", f"tcp://h:{port}")[0] for port in (1, 2)]
+
+    wait_until(lambda: names == seen)
+    logged = [record.exc_info[1] for record in caplog.records if record.exc_info]
+    assert [("SystemExit", name) for name in names] == [(type(each).__name__, str(each)) for each in logged]
 
 
 def test_callback_that_is_none(registry: DeviceRegistry) -> None:

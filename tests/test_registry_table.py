@@ -202,6 +202,18 @@ def test_bad_texts(table: Table, texts: tuple[str, str, str]) -> None:
     assert [] == table.entries()
 
 
+@pytest.mark.parametrize("text", ["a\n", "\0", "\u202e", "\x1b[2J", "\ud800", "\u2028"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_texts_that_cannot_be_printed(table: Table, text: str, place: int) -> None:
+    """A type, address or name that would confuse a terminal, or cannot be sent, is refused."""
+    texts = ["t", "a", "n"]
+    texts[place] = text
+    with pytest.raises(ValueError, match="device type, address and name are printable texts"):
+        table.register(*texts)
+
+    assert [] == table.entries()
+
+
 def test_full_table(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full table refuses new devices and keeps its entries; one that replaces another is taken."""
     monkeypatch.setattr(module, "MAX_ENTRIES", 2)

@@ -62,6 +62,46 @@ def test_serve_twice(device: Any) -> None:
         device.register_to_registry("scope", "", "tcp://127.0.0.1:5555")
 
 
+class Interrupted:
+    """A lock; where it is let go for the first time, something else comes first."""
+
+    def __init__(self, lock: Any, meanwhile: Any) -> None:
+        self.lock, self.meanwhile = lock, [meanwhile]
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.lock.release()
+        if self.meanwhile:
+            self.meanwhile.pop()()
+
+
+def test_stop_while_serving_begins(context: Any) -> None:
+    """When stop_server and serve_forever come at the same moment, both end."""
+    device = InstrumentServer(context, URL)
+    engine, outcome = device._rpc, []
+
+    def serve() -> None:
+        with pytest.raises(RuntimeError, match="has ended"):
+            device.serve_forever()
+        outcome.append("refused")
+
+    serving = threading.Thread(target=serve, daemon=True)
+
+    def begin_to_serve() -> None:
+        serving.start()
+        wait_until(lambda: engine.serving or outcome)
+
+    engine._state = Interrupted(engine._state, begin_to_serve)
+    stopping = threading.Thread(target=device.stop_server, daemon=True)
+    stopping.start()
+    for thread in (stopping, serving):
+        thread.join(LIMIT)
+
+    assert (["refused"], [False, False]) == (outcome, [stopping.is_alive(), serving.is_alive()])
+
+
 def test_stop_before_serving(context: Any) -> None:
     """A server that was never served is closed by stop_server, and its port is free again."""
     device = InstrumentServer(context, URL)

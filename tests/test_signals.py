@@ -94,16 +94,21 @@ def test_exception_of_listener_reaches_emit() -> None:
         signal.emit()
 
 
-def test_deliver_logs_what_listeners_raise(caplog: pytest.LogCaptureFixture) -> None:
-    """On a client a listener that raises is logged and keeps nothing from the others."""
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt])
+def test_deliver_logs_what_listeners_raise(caplog: pytest.LogCaptureFixture, kind: type[BaseException]) -> None:
+    """On a client a listener that raises, or exits, is logged and keeps nothing from the others."""
     signal, listener = RPCSignal(int), Listener()
-    signal.connect(lambda value: 1 / 0)
+
+    def fail(value: int) -> None:
+        raise kind
+
+    signal.connect(fail)
     signal.connect(listener.hear)
 
     signal.deliver((3,))
 
     assert [(3,)] == listener.heard
-    assert [(logging.ERROR, ZeroDivisionError)] == [
+    assert [(logging.ERROR, kind)] == [
         (record.levelno, record.exc_info and record.exc_info[0]) for record in caplog.records
     ]
 
