@@ -45,6 +45,7 @@ def is_instance_of_generic(value: Any, expected: Any) -> bool:
         A class, Any, None, a union, a Literal, generics of list, set, frozenset, dict, tuple (fixed or ``...``) and of
         the abstract collections, nested at will; or a tuple of such types, meaning any of them. A str is no sequence.
     """
+    expected = _resolved(expected)
     if expected is Any or isinstance(expected, TypeVar):
         return True
     if expected is None:
@@ -113,7 +114,15 @@ def _hashable(expected: Any) -> bool:
     return True
 
 
+def _resolved(expected: Any) -> Any:
+    """What a ``type`` alias of Python 3.12 stands for; NDArray is one in newer releases of NumPy."""
+    alias = getattr(get_origin(expected) or expected, "__value__", None)
+    args = get_args(expected)
+    return expected if alias is None else alias[args] if args else alias
+
+
 def _compile(expected: Any) -> Load:
+    expected = _resolved(expected)
     if expected is Any or isinstance(expected, TypeVar):
         return _as_it_is
     if isinstance(expected, tuple):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from rpc_kit.convert import coerce_to_generic, decode_json, encode_json, is_instance_of_generic, type_text
 
@@ -426,3 +427,11 @@ def test_any_json_value_is_converted_or_refused(value: Any, expected: Any) -> No
     except TypeError:
         return
     assert is_instance_of_generic(found, expected)
+
+
+def test_alias_of_an_array_type() -> None:
+    """NDArray, an alias of Python's own from NumPy 2.5 on, means an array."""
+    array = np.zeros(3, np.uint8)
+
+    assert array is coerce_to_generic(array, NDArray[np.uint8])
+    assert (True, False) == tuple(is_instance_of_generic(value, NDArray[np.uint8]) for value in (array, [0]))

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from rpc_kit import numpy_values
 from tests.devices import LIMIT
@@ -102,7 +101,8 @@ def test_values(value: Any, imported: bool, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("expected", "is_array", "is_scalar"),
     [
-        (NDArray[np.uint8], True, False), (np.uint8, False, True), (np.bool_, False, True), (np.floating, False, True),
+        (np.ndarray[Any, np.dtype[np.uint8]], True, False),
+        (np.uint8, False, True), (np.bool_, False, True), (np.floating, False, True),
         (float, False, False), (list[int], False, False), (Any, False, False), (None, False, False),
     ],
 )  # fmt: skip
