@@ -1,0 +1,66 @@
+"""What a server changes in its process, and puts back."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+
+from rpc_kit.process import shorter_switch_interval, stopped_by_signals
+
+
+def test_signal_stops_and_wakes() -> None:
+    """SIGTERM calls `stop` and writes a byte for a thread that may be about to block; then all is as before."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    stops: list[str] = []
+    with reader, writer:
+        with stopped_by_signals(lambda: stops.append("stop"), writer.fileno()):
+            os.kill(os.getpid(), signal.SIGTERM)
+            woke = reader.recv(16)
+
+        assert (["stop"], bytes([signal.SIGTERM])) == (stops, woke)
+        assert -1 == signal.set_wakeup_fd(-1)
+    assert signal.SIG_DFL is signal.getsignal(signal.SIGTERM)
+    assert signal.default_int_handler is signal.getsignal(signal.SIGINT)
+
+
+def test_handlers_of_the_program_stay() -> None:
+    """A program with a handler of its own keeps it."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with reader, writer, stopped_by_signals(lambda: None, writer.fileno()):
+            during = signal.getsignal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+    assert signal.SIG_IGN is during
+
+
+def test_other_threads_change_nothing() -> None:
+    """Only the main thread can have signal handlers."""
+    seen: list[object] = []
+
+    def look() -> None:
+        with stopped_by_signals(lambda: None, -1):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join(5)
+
+    assert [signal.SIG_DFL] == seen
+
+
+def test_shortest_switch_interval_holds() -> None:
+    """Two servers in one process have the shorter interval, until the last of them ends."""
+    usual = sys.getswitchinterval()
+    first, second = shorter_switch_interval(0.001), shorter_switch_interval(0.002)
+    with first:
+        with second, shorter_switch_interval(None):
+            assert 0.001 == round(sys.getswitchinterval(), 6)
+        assert 0.001 == round(sys.getswitchinterval(), 6)
+
+    assert usual == sys.getswitchinterval()
