@@ -60,7 +60,7 @@ class Journal:
         """What is known of an id."""
         if request_id not in self._young and request_id not in self._old:
             return "unknown"
-        found = self._found(request_id)
+        found = self.reply(request_id)
         if found is None:
             return "sent"
         return "pending" if found is _PENDING else "done"
@@ -71,7 +71,7 @@ class Journal:
 
     def reply(self, request_id: RequestId) -> Kept | None:
         """The reply to an id that is done; None to one that is sent."""
-        return self._found(request_id)
+        return self._young[request_id] if request_id in self._young else self._old[request_id]
 
     def finish(self, request_id: RequestId, frames: Kept) -> None:
         """Note the reply to a pending request."""
@@ -84,9 +84,6 @@ class Journal:
             self._room -= size
         if len(self._young) >= self._limit or self._room <= 0:
             self._grow_old()
-
-    def _found(self, request_id: RequestId) -> Kept | None:
-        return self._young[request_id] if request_id in self._young else self._old[request_id]
 
     def _grow_old(self) -> None:
         pending: dict[RequestId, Kept | None] = {key: kept for key, kept in self._young.items() if kept is _PENDING}
