@@ -1,4 +1,5 @@
 # Every target sets up what it needs in .venv by itself; only Python >= 3.11, make and git have to be there.
+# As root, test installs etcd-server, iproute2, iptables and systemd from Debian; without them it skips what needs them.
 #   PYTHON=/path/to/python3.13   another interpreter than the first suitable one
 #   IMAGES=folder OUTPUT=folder  pictures and results of the demo
 #   QUICK=1 CHART=file.png       a short run of the benchmarks; a chart of their results
@@ -13,7 +14,8 @@ CREATED := $(VENV)/.created$(subst /,-,$(PYTHON))
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint types bench clean
 MAKEFLAGS += --no-print-directory
-# Nothing is written outside this folder: pip keeps no cache, and rustup, whose rustc pip asks for its version, no settings.
+# Nothing else is written outside this folder: pip keeps no cache, and rustup, whose rustc pip asks for its version, no
+# settings.
 export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export RUSTUP_HOME := $(CURDIR)/$(VENV)/rustup
@@ -26,6 +28,7 @@ demo: $(VENV)/.installed-demo ## run a camera, a registry and a client: examples
 	@$(RUN) examples.camera.demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(OUTPUT),--output "$(OUTPUT)")
 
 test: lint types ## check style and types, run the tests
+	@$(RUN) tests.real.install
 	@echo "tests …"
 	@$(RUN) pytest -q
 

@@ -1,16 +1,10 @@
 """The service that knows which devices are alive, what they are called and where they are."""
 
-from rpc_kit.messages import EventType
-from rpc_kit.registration import (
-    AliveCheckState,
-    find_device,
-    register_device,
-    send_alive_check,
-    unregister_device,
-)
+from rpc_kit.messages import Entry, EventType
+from rpc_kit.registration import AliveCheckState, register_device, send_alive_check, unregister_device
 
-from .service import DeviceRegistry, Registry
-from .table import Entry
+from .interface import Registry
+from .service import DeviceRegistry
 
 __all__ = [
     "AliveCheckState",
@@ -18,7 +12,6 @@ __all__ = [
     "Entry",
     "EventType",
     "Registry",
-    "find_device",
     "register_device",
     "send_alive_check",
     "unregister_device",

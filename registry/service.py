@@ -1,151 +1,44 @@
 """The registry as a service: an RPC server that also answers the messages of the registry protocol."""
 
 import logging
-import queue
 import threading
-import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from rpc_kit import RPCServer, RPCSignal
+from rpc_kit import RPCServer
 from rpc_kit.addresses import Address
-from rpc_kit.errors import DeviceNotFound
-from rpc_kit.messages import CheckAlive, EventType, Malformed, Register, Unregister
+from rpc_kit.dispatch import Handler, Pending
+from rpc_kit.errors import StoreError
+from rpc_kit.messages import (
+    AnyRequest,
+    CheckAlive,
+    Entry,
+    EventType,
+    Malformed,
+    Register,
+    Renew,
+    Scalar,
+    Unregister,
+)
 from rpc_kit.sockets import ZmqContext
 from rpc_kit.wire import Frames, registry_frame, unsupported_frame
 
-from .table import Entry, Table
+from .callbacks import STOP_TIME, Callbacks, DeviceCallback
+from .directory import Directory, Kind
+from .interface import Registry
+from .stores.base import Store
+from .stores.memory import MemoryStore
+from .table import Reason
 
 logger = logging.getLogger(__name__)
 
-DeviceCallback = Callable[[str, str, str], object]
-
-LONGEST_BACKLOG = 100_000
-"""So many callbacks may wait behind one that blocks."""
-STOP_TIME = 5.0
-"""How long stopping waits for a callback that blocks, s."""
+WORKERS = 16
+"""So many changes are stored at a time when the store is asked over a network."""
 
 
-class Registry(ABC):
-    """The interface of a registry; clients of it are made as of any other interface."""
-
-    device_added = RPCSignal(str, str, str)
-    """Device type, address, name."""
-    device_removed = RPCSignal(str, str, str)
-    """Device type, address, name."""
-
-    @RPCServer.register_method_json
-    @abstractmethod
-    def list(self, device_type: str | None = None) -> "list[Entry]":
-        """The registered devices, all or those of one type, in the order of their registration."""
-
-    @RPCServer.register_method_json
-    @abstractmethod
-    def find(self, name: str) -> Entry:
-        """The device of that name.
-
-        Raises
-        ------
-        DeviceNotFound
-            When there is none.
-        """
-
-
-class RegistryServer(Registry, RPCServer):
-    """Serves a table of devices; `notify` hears of every change as ``(added, entry)``."""
-
-    def __init__(self, context: ZmqContext, url: str, notify: Callable[[bool, Entry], None]) -> None:
-        self._table = Table(time.monotonic)
-        self._notify = notify
-        self._changed = threading.Condition()
-        self._expiring = True
-        super().__init__(context, url, remote_stop=False)
-
-    def list(self, device_type: str | None = None) -> "list[Entry]":
-        with self._changed:
-            return self._table.entries(device_type)
-
-    def find(self, name: str) -> Entry:
-        with self._changed:
-            entry = self._table.find(name)
-        if entry is None:
-            raise DeviceNotFound(f"no device is registered as {name!r}")
-        return entry
-
-    def expire(self) -> None:
-        """Remove entries as their leases end, until `stop_expiring`."""
-        with self._changed:
-            while self._expiring:
-                for entry in self._table.expire():
-                    logger.info("%s at %s has not renewed its lease", entry.name, entry.address)
-                    self._announce(False, entry)
-                end = self._table.next_end()
-                self._changed.wait(None if end is None else max(0.0, end - time.monotonic()))
-
-    def stop_expiring(self) -> None:
-        """End `expire`."""
-        with self._changed:
-            self._expiring = False
-            self._changed.notify()
-
-    def _control_handlers(self) -> Mapping[type, Any]:
-        return {
-            Register: self._register,
-            Unregister: self._unregister,
-            CheckAlive: self._check_alive,
-            Malformed: self._unsupported,
-        }
-
-    def _register(self, request: Register) -> Frames:
-        asked = request.payload
-        with self._changed:
-            try:
-                entry, removed = self._table.register(asked.device_type, asked.addr, asked.name, asked.overwrite)
-            except ValueError as exc:
-                return [unsupported_frame(Malformed(exc, EventType.REGISTER, request.id), str(exc))]
-            for gone in removed:
-                self._announce(False, gone)
-            self._announce(True, entry)
-            self._changed.notify()
-        return [registry_frame(EventType.REGISTER_ACK, {"name": entry.name, "uuid": entry.uuid})]
-
-    def _unregister(self, request: Unregister) -> Frames:
-        with self._changed:
-            entry = self._table.unregister(request.payload.uuid)
-            if entry is not None:
-                self._announce(False, entry)
-        return [_ack(EventType.UNREGISTER, entry is not None)]
-
-    def _check_alive(self, request: CheckAlive) -> Frames:
-        with self._changed:
-            try:
-                first = self._table.next_end()
-                known = self._table.renew(request.payload.uuid, request.payload.alive_timeout)
-            except ValueError as exc:
-                return [unsupported_frame(Malformed(exc, EventType.CHECK_ALIVE, request.id), str(exc))]
-            if self._table.next_end() != first:
-                self._changed.notify()
-        return [_ack(EventType.CHECK_ALIVE, known)]
-
-    def _unsupported(self, request: Malformed) -> Frames:
-        return [unsupported_frame(request, str(request.error))]
-
-    def _announce(self, added: bool, entry: Entry) -> None:
-        self._notify(added, entry)
-        signal = self.device_added if added else self.device_removed
-        try:
-            signal.emit(entry.device_type, entry.address, entry.name)
-        except Exception:
-            logger.exception("%s cannot be announced", entry.name)
-
-
-def _ack(event: EventType, success: bool) -> bytes:
-    return registry_frame(EventType.ACK, {"req_event": event, "success": success})
-
-
-class DeviceRegistry:
-    """A registry of devices on a thread of its own.
+class DeviceRegistry(Registry, RPCServer):
+    """A registry of devices: to be run by `run`, or on a thread of its own by `start`.
 
     Parameters
     ----------
@@ -154,26 +47,46 @@ class DeviceRegistry:
         Host or interface to listen on; ``127.0.0.1`` keeps it on this host.
     port : str or int, default "5555"
         0 for any free one; `url` tells which.
+    store : Store, optional
+        Where entries are kept; in memory unless told otherwise.
 
     Raises
     ------
     OSError
         When the address cannot be bound.
+    StoreError
+        When the store cannot be used (an OSError, too).
     """
 
-    def __init__(self, context: ZmqContext, addr: str = "*", port: str | int = "5555") -> None:
+    def __init__(
+        self, context: ZmqContext, addr: str = "*", port: str | int = "5555", store: Store | None = None
+    ) -> None:
         self._thread = threading.Thread(target=self.run, name="rpc-registry", daemon=True)
-        self._added: list[DeviceCallback] = []
-        self._removed: list[DeviceCallback] = []
-        self._news: queue.Queue[tuple[bool, Entry] | None] = queue.Queue(LONGEST_BACKLOG)
-        self._ending = False
+        self._callbacks = Callbacks()
+        self._is_ending = False
+        store = store or MemoryStore()
+        self._workers = ThreadPoolExecutor(WORKERS, "rpc-registry-store") if store.is_remote else None
         url = str(Address("tcp", addr.strip("[]"), 0))
-        self._server = RegistryServer(context, url.rpartition(":")[0] + f":{port}", self._tell)
+        super().__init__(context, url.rpartition(":")[0] + f":{port}", remote_stop=False)
+        try:
+            self._directory = Directory(store, self._announce)
+        except BaseException:
+            self.stop_server()
+            raise
 
-    @property
-    def url(self) -> str:
-        """Where the registry listens, with the port it got."""
-        return self._server.url
+    def list(self, device_type: str | None = None, **metadata: Scalar) -> "list[Entry]":
+        return self._directory.entries(device_type, metadata)
+
+    def find(self, name: str) -> Entry:
+        return self._directory.find(name)
+
+    def wait_for(self, name: str, timeout: float) -> "Future[Entry]":  # type: ignore[override]
+        # A server may return a future: others are served meanwhile.
+        return self._directory.wait_for(name, timeout)
+
+    def evict(self, name: str) -> "Entry | Future[Entry]":  # type: ignore[override]
+        logger.info("%s is evicted", name)
+        return self._workers.submit(self._directory.evict, name) if self._workers else self._directory.evict(name)
 
     def start(self) -> None:
         """Serve on the registry's own thread."""
@@ -185,67 +98,94 @@ class DeviceRegistry:
 
     def run(self) -> None:
         """Serve on the calling thread until `stop`."""
-        helpers = [
-            threading.Thread(target=self._server.expire, name="rpc-registry-expiry", daemon=True),
-            threading.Thread(target=self._call_back, name="rpc-registry-callbacks", daemon=True),
-        ]
-        for helper in helpers:
-            helper.start()
+        timekeeper = threading.Thread(target=self._directory.keep_time, name="rpc-registry-expiry", daemon=True)
+        timekeeper.start()
+        self._callbacks.start()
         try:
-            self._server.serve_forever()
+            self.serve_forever()
         except RuntimeError:
-            if not self._ending:
+            if not self._is_ending:
                 raise
             # Stopped before this thread had begun to serve.
         finally:
-            self._server.stop_expiring()
-            self._forget_news()
-            for helper in helpers:
-                helper.join(STOP_TIME)
+            self._close()
+            timekeeper.join(STOP_TIME)
 
     def stop(self) -> None:
         """End the registry; from any thread or signal handler, any number of times."""
-        self._ending = True
-        self._server.stop_server()
+        self._is_ending = True
+        self.stop_server()
+        if self._rpc.serving is None:
+            self._close()
 
     def get_devices(self) -> dict[str, tuple[str, str]]:
         """The registered devices: name to ``(device_type, address)``."""
-        return {entry.name: (entry.device_type, entry.address) for entry in self._server.list()}
+        return {entry.name: (entry.device_type, entry.address) for entry in self._directory.entries()}
 
     def add_new_device_callback(self, callback: DeviceCallback) -> None:
         """Call `callback` with ``(device_type, address, name)`` for each new device, on a thread of the registry."""
-        self._added.append(_checked(callback))
+        self._callbacks.add(callback, removed=False)
 
     def add_device_removed_callback(self, callback: DeviceCallback) -> None:
         """Call `callback` with ``(device_type, address, name)`` for each device that left or died."""
-        self._removed.append(_checked(callback))
+        self._callbacks.add(callback, removed=True)
 
-    def _tell(self, added: bool, entry: Entry) -> None:
-        try:
-            self._news.put_nowait((added, entry))
-        except queue.Full:
-            logger.error("a callback blocks: %s is not announced to callbacks", entry.name)
+    def _close(self) -> None:
+        if self._workers is not None:
+            self._workers.shutdown(cancel_futures=True)
+        self._directory.close()
+        self._callbacks.stop()
 
-    def _forget_news(self) -> None:
-        """Make room for the mark that ends the thread of the callbacks."""
-        while True:
+    def _control_handlers(self) -> Mapping[type, Handler]:
+        return {
+            Register: self._writing(self._register),
+            Unregister: self._writing(self._unregister),
+            CheckAlive: self._writing(self._check_alive),
+            Renew: self._writing(self._renew),
+            Malformed: lambda request: [unsupported_frame(request, str(request.error))],
+        }
+
+    def _writing(self, handler: Callable[[Any], Frames]) -> Handler:
+        """The handler of a request that changes something; whatever is wrong with it is told."""
+
+        def answer(request: AnyRequest) -> Frames:
             try:
-                self._news.put_nowait(None)
-                return
-            except queue.Full:
-                self._news.get_nowait()
+                return handler(request)
+            except (ValueError, StoreError) as exc:
+                event = EventType(str(request.__struct_config__.tag))
+                return [unsupported_frame(Malformed(exc, event, request.id), str(exc))]
 
-    def _call_back(self) -> None:
-        while (news := self._news.get()) is not None:
-            added, entry = news
-            for callback in list(self._added if added else self._removed):
-                try:
-                    callback(entry.device_type, entry.address, entry.name)
-                except BaseException:  # noqa: B036 - a sys.exit() in a callback must not end them all
-                    logger.exception("callback %r failed for device %s", callback, entry.name)
+        workers = self._workers
+        if workers is None:
+            return answer
+        return lambda request: Pending(workers.submit(answer, request), lambda frames: frames)
+
+    def _register(self, request: Register) -> Frames:
+        entry = self._directory.register(request.payload)
+        return [registry_frame(EventType.REGISTER_ACK, {"name": entry.name, "uuid": entry.uuid})]
+
+    def _unregister(self, request: Unregister) -> Frames:
+        return [_ack(EventType.UNREGISTER, self._directory.remove(request.payload.uuid, "unregistered"))]
+
+    def _check_alive(self, request: CheckAlive) -> Frames:
+        asked = request.payload
+        return [_ack(EventType.CHECK_ALIVE, not self._directory.renew({asked.uuid: asked.alive_timeout}))]
+
+    def _renew(self, request: Renew) -> Frames:
+        unknown = self._directory.renew(request.payload.leases)
+        return [_ack(EventType.RENEW, not unknown, unknown=sorted(unknown))]
+
+    def _announce(self, kind: Kind, entry: Entry, reason: Reason | None) -> None:
+        if kind != "changed":
+            self._callbacks.tell(kind == "removed", entry)
+        try:
+            if kind == "removed":
+                self.device_removed.emit(entry, reason)
+            else:
+                (self.device_added if kind == "added" else self.device_changed).emit(entry)
+        except Exception:
+            logger.exception("%s cannot be announced", entry.name)
 
 
-def _checked(callback: DeviceCallback) -> DeviceCallback:
-    if not callable(callback):
-        raise TypeError(f"a callback is a callable, not {type(callback).__name__}")
-    return callback
+def _ack(event: EventType, success: bool, **more: Any) -> bytes:
+    return registry_frame(EventType.ACK, {"req_event": event, "success": success, **more})

@@ -2,6 +2,7 @@
 
 from .client import RPCClient
 from .errors import NoResult
+from .lookup import RegistryClient, connect
 from .messages import RPCEvents
 from .properties import RPCProperty
 from .server import RPCServer
@@ -16,4 +17,6 @@ __all__ = [
     "RPCServer",
     "RPCSignal",
     "RPCSignalReceiver",
+    "RegistryClient",
+    "connect",
 ]

@@ -1,6 +1,8 @@
 """Urls: taken apart, checked, and turned into what a socket binds to or what others connect to."""
 
+import contextlib
 import socket
+import struct
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -138,3 +140,27 @@ def host_towards(peer: Address) -> str:
             return str(probe.getsockname()[0])
     except OSError:
         return socket.gethostname()
+
+
+def own_addresses(ipv6: bool = False) -> list[str]:
+    """The addresses of this host by which others may reach it; IPv6 ones come after the IPv4 ones."""
+    found = [address for _, name in socket.if_nameindex() if (address := _ipv4_of(name))]
+    if ipv6:
+        with contextlib.suppress(OSError), open("/proc/net/if_inet6", encoding="ascii") as table:
+            for line in table:
+                digits, _, _, scope, _, _ = line.split()
+                if scope == "00":  # global; loopback and link-local ones are of no use to others
+                    found.append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)))
+    return [address for address in found if not address.startswith("127.")]
+
+
+def _ipv4_of(interface: str) -> str:
+    """The address of a network interface; empty when it has none, or where there is no telling."""
+    try:
+        import fcntl  # not on Windows, where clients run
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            found = fcntl.ioctl(probe, 0x8915, struct.pack("256s", interface.encode()[:15]))  # SIOCGIFADDR
+    except (OSError, ImportError):
+        return ""
+    return socket.inet_ntoa(found[20:24])

@@ -1,21 +1,24 @@
 """Requests from a client: a pool of REQ sockets, ids, deadlines, and the watch over a silent server."""
 
+import logging
 import os
 import secrets
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import zmq
 from msgspec import UNSET
 
 from .errors import CallTimeout, ClientClosed, MessageTooLarge, ProtocolError, ServerLost
-from .messages import Facts, Ping, Reply, Request
+from .messages import Entry, Facts, GetInventory, Ping, Reply, Request
 from .sockets import ZmqContext, ZmqSocket, client_socket, receive_rest, send_frame
 from .wire import failure_of, parse_facts, request_frame
+
+logger = logging.getLogger(__name__)
 
 LIVENESS = 3.0
 """Within this time the death of a server is noticed, s."""
@@ -25,7 +28,23 @@ LARGE = 64 << 10
 PATIENCE = 30.0
 """So long a large request or reply may be on its way, before it is taken for lost, s."""
 
+QUIET = 1.0
+"""After so long without a reply a server that was found by its name may have moved, s."""
+PROBE_TIME = 1.0
+"""How long each address of a server has to answer, s."""
+
 R = TypeVar("R", bound=Reply)
+
+
+class Locate(Protocol):
+    """Asks a registry where a server is."""
+
+    def __call__(self) -> Entry | None:
+        """The server as it is registered now; None when that is not known."""
+
+    def close(self) -> None:
+        """Ask no more."""
+
 
 _forks = 0
 
@@ -93,9 +112,13 @@ class Calls:
         Where the server listens.
     liveness : float, default 3.0
         Within this time the death of the server is noticed during a call, s.
+    locate : callable, optional
+        Asked for the server when nothing answers at `url` any more.
     """
 
-    def __init__(self, context: ZmqContext, url: str, liveness: float = LIVENESS) -> None:
+    def __init__(
+        self, context: ZmqContext, url: str, liveness: float = LIVENESS, locate: Locate | None = None
+    ) -> None:
         self.client_id = secrets.token_hex(8)
         self.url = url
         self.epoch = ""
@@ -107,6 +130,8 @@ class Calls:
         self._idle: deque[_Line] = deque()
         self._forks = _forks
         self._closed = False
+        self._locate = locate
+        self._heard = time.monotonic()
         # The url is tried here, so that a wrong one is an error at once.
         self._idle.append(self._connect())
 
@@ -146,6 +171,8 @@ class Calls:
         SerializationError
             When the request cannot be sent as JSON; the server was not asked.
         """
+        if self._locate is not None and time.monotonic() - self._heard > QUIET:
+            self._follow(self._locate, what)
         request_id = request.id = (self.client_id, next(self._numbers))
         wait = self._slice
         if timeout is not None:
@@ -174,13 +201,38 @@ class Calls:
         except BaseException as exc:
             if line is not None:
                 line.socket.close()
+            self._heard = 0.0
             if isinstance(exc, zmq.ZMQError):
                 raise self._translated(exc, what) from None
             raise
         self._idle.append(line)
+        if self._locate is not None:
+            self._heard = time.monotonic()
         if self._closed:
             self._close_idle()
         return reply, buffers
+
+    def _follow(self, locate: Locate, what: str) -> None:
+        """See that the server is where it was, or go to where it is now; before a call, so that none is in doubt.
+
+        Raises
+        ------
+        ServerLost
+            When it cannot be found within `liveness`; nothing was executed.
+        """
+        deadline = time.monotonic() + self._liveness
+        url = answering(self._context, [self.url], PROBE_TIME)
+        while url is None and not self._closed:
+            entry = locate()
+            if entry is not None:
+                url = answering(self._context, entry.addresses or [entry.address], PROBE_TIME, entry)
+            if url is None and time.monotonic() > deadline:
+                raise ServerLost(f"{what}: nothing answers at {self.url}, nor where the registry says; not executed")
+        if url is not None and url != self.url:
+            logger.info("the server at %s is at %s now", self.url, url)
+            self.url = url
+            self._close_idle()
+        self._heard = time.monotonic()
 
     def _translated(self, exc: zmq.ZMQError, what: str) -> Exception:
         # Making a socket raises a plain ZMQError with that number.
@@ -191,6 +243,8 @@ class Calls:
     def close(self) -> None:
         """Close the sockets; calls that wait in other threads end within a third of `liveness`. Idempotent."""
         self._closed = True
+        if self._locate is not None:
+            self._locate.close()
         self._close_idle()
 
     @property
@@ -291,3 +345,43 @@ class Calls:
             if waiting.epoch and alive.call == "unknown":
                 raise ServerLost(f"{what}: {self.url} was restarted during the call; it may have been executed")
         return alive
+
+
+def answering(
+    context: ZmqContext, urls: Sequence[str], timeout: float, entry: Entry | None = None
+) -> str | None:
+    """The first of the urls at which a server answers within `timeout` seconds; None without one.
+
+    Parameters
+    ----------
+    entry
+        The registered device that it must be: an address of a private network may be that of another device here.
+    """
+    request = request_frame(GetInventory(id=(secrets.token_hex(8), 0)))
+    deadline, poller = time.monotonic() + timeout, zmq.Poller()
+    asked: dict[ZmqSocket, str] = {}
+    try:
+        for url in urls:
+            try:
+                made = client_socket(context, zmq.REQ, url)
+            except ValueError as exc:
+                logger.debug("%s is no address for this host: %s", url, exc)
+                continue
+            asked[made] = url
+            poller.register(made, zmq.POLLIN)
+            made.send(request)
+        while asked and (left := deadline - time.monotonic()) > 0:
+            for made, _ in poller.poll(int(left * 1000) + 1):
+                poller.unregister(made)
+                url = asked[made]
+                try:
+                    facts = parse_facts(made.recv())
+                except ProtocolError:
+                    continue
+                if entry is None or facts.epoch == entry.epoch or facts.name == entry.name:
+                    return url
+                logger.debug("%s is at %s, not %s", facts.name, url, entry.name)
+    finally:
+        for made in asked:
+            made.close()
+    return None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, cast
 from decorator import FunctionMaker
 from msgspec import UNSET
 
-from .calls import LIVENESS, Calls
+from .calls import LIVENESS, Calls, Locate
 from .errors import CallTimeout, ClientClosed, InterfaceMismatch, NoResult, ProtocolError, RPCError
 from .interface import Interface, Method, Property, UntilInit, refuse_reserved
 from .messages import Facts, GetInventory, MethodCall, Params, PropertyGet, PropertySet, Reply, StopServer
@@ -41,8 +41,9 @@ class ClientEngine:
         timeout: float,
         liveness: float,
         returns_errors: bool,
+        locate: Locate | None,
     ) -> None:
-        self.calls = Calls(context, url, liveness)
+        self.calls = Calls(context, url, liveness, locate)
         self.interface = interface
         self.timeout = timeout
         self.receiver: RPCSignalReceiver | None = None
@@ -196,6 +197,8 @@ class RPCClient(_Base):  # type: ignore[misc]
         With "return" a failed method call or property read gives a `NoResult` instead of raising.
     liveness : float, default 3.0
         Within this time the death of the server is noticed during a call of any length, s.
+    locate : callable, optional
+        Asked for the registered device when nothing answers at `url` any more; `connect` gives one.
 
     Raises
     ------
@@ -216,6 +219,7 @@ class RPCClient(_Base):  # type: ignore[misc]
         *,
         on_error: Literal["raise", "return"] = "raise",
         liveness: float = LIVENESS,
+        locate: Locate | None = None,
     ) -> None:
         if self._interface is None:
             raise TypeError(f"{type(self).__name__} is abstract: decorate it with @RPCClient.register_interface(...)")
@@ -226,7 +230,7 @@ class RPCClient(_Base):  # type: ignore[misc]
             raise ValueError("timeout (ms) and liveness (s) are positive numbers")
         signals = {name: getattr(self, name) for name in self._interface.signals}
         self._rpc = ClientEngine(
-            context, url, self._interface, signals, timeout / 1000, liveness, on_error == "return"
+            context, url, self._interface, signals, timeout / 1000, liveness, on_error == "return", locate
         )
 
     @staticmethod

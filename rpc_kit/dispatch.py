@@ -5,9 +5,11 @@ import logging
 import os
 import traceback as tracebacks
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, Protocol
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from .errors import CallExpired, DeviceExit, SerializationError, UnknownMember, type_name
 from .interface import Interface, Method
@@ -32,7 +34,15 @@ LONGEST_TRACEBACK = 100_000
 
 _HERE = os.path.dirname(__file__) + os.sep
 
-Handler = Callable[[Any], Frames]
+
+class Pending(Struct):
+    """A reply that comes later: what `finish` makes of the future's result."""
+
+    future: "Future[Any]"
+    finish: Callable[[Any], Frames]
+
+
+Handler = Callable[[Any], Frames | Pending]
 
 
 class Host(Protocol):
@@ -103,10 +113,19 @@ class Dispatcher:
             return request.method in self._interface.methods
         return isinstance(request, (PropertyGet, PropertySet)) and request.property in self._interface.properties
 
-    def answer(self, request: AnyRequest) -> Frames:
+    def answer(self, request: AnyRequest) -> Frames | Pending:
         """The reply to any request, never an exception."""
+        return self._guarded(request, self._handlers.get(type(request), _unknown), request)
+
+    def settle(self, request: AnyRequest, pending: Pending) -> Frames:
+        """The reply to a request whose future is done, never an exception."""
+        frames = self._guarded(request, lambda future: pending.finish(future.result(0)), pending.future)
+        assert not isinstance(frames, Pending)
+        return frames
+
+    def _guarded(self, request: AnyRequest, handler: Handler, argument: Any) -> Frames | Pending:
         try:
-            return self._handlers.get(type(request), _unknown)(request)
+            return handler(argument)
         except Exception as exc:
             return self.failure(request, exc)
         except BaseException as exc:
@@ -134,12 +153,17 @@ class Dispatcher:
         """The reply for a call that waited in the queue for longer than its caller."""
         return self.failure(request, CallExpired(f"{member_of(request)}: the caller's time ran out in the queue"))
 
-    def _method_call(self, request: MethodCall) -> Frames:
+    def _method_call(self, request: MethodCall) -> Frames | Pending:
         method = self._interface.methods.get(request.method)
         if method is None:
             raise UnknownMember(f"Method {request.method[:100]} not implemented")
         args, kwargs = method.bind(request.params.args, request.params.kwargs)
         result = getattr(self._device, method.name)(*args, **kwargs)
+        if isinstance(result, Future):
+            return Pending(result, partial(self._result, request, method))
+        return self._result(request, method, result)
+
+    def _result(self, request: MethodCall, method: Method, result: Any) -> Frames:
         if method.is_buffer:
             return self._buffer_reply(request, method, result)
         try:

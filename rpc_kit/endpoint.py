@@ -8,26 +8,27 @@ thread hop, and control messages are answered during a long one. docs/threads.md
 import contextlib
 import logging
 import os
+import secrets
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import zmq
 from msgspec import UNSET, Struct
 
-from .dispatch import Dispatcher, member_of
+from .connections import Connections
+from .dispatch import Dispatcher, Pending, member_of
 from .errors import ReplyLost, ServerBusy, ServerStopping
-from .messages import AnyRequest, RequestId
+from .messages import AnyRequest, Malformed, RequestId
 from .sockets import (
     Envelope,
     Waker,
     Watch,
     ZmqSocket,
     client_socket,
-    connection_news,
-    end_monitor,
-    monitor_connections,
     readable,
     receive_request,
     send_reply,
@@ -50,11 +51,13 @@ MAX_DUPLICATES = 8
 """So many repeats of a call that runs get its reply; the oldest wait in vain."""
 DRAIN_ROUND = 100
 """So many requests are taken before the device thread may send its reply."""
+STOP_TIME = 10.0
+"""How long a running method may take to end when the server is stopped, s."""
 TURN_AWAY_TIME = 0.5
 """How long a server that ends replies to those who still come, s."""
 
 
-class Call(Struct):
+class Call(Struct, eq=False):
     """A request that waits for the device."""
 
     envelope: Envelope
@@ -76,9 +79,18 @@ class Endpoint:
         Answers the requests.
     max_request
         Largest size of a request, bytes.
+    abandoned
+        Called on the standby thread when a method has not ended in time after `stop`, and its caller has been told.
     """
 
-    def __init__(self, socket: ZmqSocket, wake_url: str, dispatcher: Dispatcher, max_request: int) -> None:
+    def __init__(
+        self,
+        socket: ZmqSocket,
+        wake_url: str,
+        dispatcher: Dispatcher,
+        max_request: int,
+        abandoned: Callable[[], None] = lambda: None,
+    ) -> None:
         self._pid = os.getpid()
         self._socket = socket
         self._dispatcher = dispatcher
@@ -88,8 +100,19 @@ class Endpoint:
         self._waker = Waker()
         self._signals = Waker(for_signals=True)
         # Made now, as later there may be no file descriptors left; each is used by one thread at a time.
-        self._stop_bell, self._signal_bell = (client_socket(socket.context, zmq.DEALER, wake_url) for _ in range(2))
+        self._bells = secrets.token_bytes(16)
+        self._stop_bell, self._signal_bell, self._reply_bell = (
+            client_socket(socket.context, zmq.DEALER, wake_url, self._bells + each) for each in (b"s", b"n", b"r")
+        )
         self._to_stop = threading.Lock()
+        self._stop_by = 0.0
+        self._abandoned = abandoned
+        self._given_up: Call | None = None
+        self._postponed: dict[Call, Pending] = {}
+        self._finished: deque[tuple[Call, Frames]] = deque()
+        self._closed = False
+        self._reply_lock = threading.Lock()
+        self._connections: Connections | None = None
         self._queue: deque[Call] = deque()
         self._queued_bytes = 0
         self._duplicates: dict[RequestId, deque[Envelope]] = {}
@@ -106,16 +129,16 @@ class Endpoint:
     def serve(self) -> None:
         """Answer requests on the calling thread until `stop`; whoever still waits then gets an error reply."""
         try:
-            monitor = monitor_connections(self._socket)
+            connections = self._connections = Connections(self._socket)
             try:
-                self._serve(monitor)
+                self._serve(connections)
             finally:
-                end_monitor(self._socket, monitor)
+                connections.end()
         except zmq.ContextTerminated:
             logger.warning("the context was terminated: the server ends")
 
-    def _serve(self, monitor: ZmqSocket) -> None:
-        standby = threading.Thread(target=self._stand_by, args=(monitor,), name="rpc-standby", daemon=True)
+    def _serve(self, connections: Connections) -> None:
+        standby = threading.Thread(target=self._stand_by, args=(connections,), name="rpc-standby", daemon=True)
         standby.start()
         try:
             with self._own:
@@ -132,8 +155,10 @@ class Endpoint:
     def stop(self) -> None:
         """End `serve` after the running call; from any thread and from signal handlers, any number of times."""
         if self._to_stop.acquire(blocking=False):
+            self._stop_by = time.monotonic() + STOP_TIME
             self._stopping = True
             _ring(self._stop_bell)
+            self._waker.wake()
 
     def signal_descriptor(self) -> int:
         """What is to be written to when a signal comes, so that a blocking receive does not outlast it."""
@@ -141,11 +166,22 @@ class Endpoint:
 
     def close(self) -> None:
         """Reply to who came after `serve` had ended, and give the file descriptors back."""
+        self._to_stop.acquire(blocking=False)  # a stop that comes now finds nothing to wake
         self._stopping = True
         with self._own, contextlib.suppress(zmq.ContextTerminated):
             self._turn_away()
-        for each in (self._waker, self._signals, self._stop_bell, self._signal_bell):
+        with self._reply_lock:
+            self._closed = True
+        for each in (self._waker, self._signals, self._stop_bell, self._signal_bell, self._reply_bell):
             each.close()
+
+    def status(self) -> str:
+        """Who is connected, how many calls there were, and what runs; for a person."""
+        hosts = self._connections.clients() if self._connections is not None else {}
+        clients = ", ".join(f"{host} ({count})" if count > 1 else host for host, count in hosts.items())
+        call, queued = self.current_call()
+        running = f"in {call['member']} for {call['seconds']:.0f} s" if call is not None else "idle"
+        return f"clients: {clients or 'none'}; calls: {self._serial}, {queued} waiting; {running}"
 
     def current_call(self) -> tuple[dict[str, Any] | None, int]:
         """The running call as ``{member, seconds}``, and how many wait."""
@@ -167,8 +203,15 @@ class Endpoint:
         """A request that the device has to answer; None when it needs no device."""
         request = parse_request(frames, self._max_request)
         if not self._dispatcher.is_call(request):
+            if type(request) is Malformed and envelope[0].startswith(self._bells):
+                self._send_finished()
+                return None
             if not self._stopping:
-                send_reply(self._socket, envelope, self._dispatcher.answer(request))
+                reply = self._dispatcher.answer(request)
+                if isinstance(reply, Pending):
+                    self._postpone(Call(envelope, request, 0.0, 0), reply)
+                else:
+                    send_reply(self._socket, envelope, reply)
                 return None
         call = Call(envelope, request, time.monotonic(), len(frames[0]) if frames else 0)
         if self._stopping:
@@ -210,14 +253,17 @@ class Endpoint:
         try:
             if self._handed_over or self._asleep:
                 self._waker.wake()
-            frames = self._dispatcher.answer(request)
+            reply = self._dispatcher.answer(request)
         finally:
             # In a process that the method forked the standby is not there, and may have left the lock as it held it.
             self._own.acquire(blocking=os.getpid() == self._pid)
             self._running = None
         if self._taken:
             self._waker.wake()
-        self._reply(call, frames)
+        if isinstance(reply, Pending):
+            self._postpone(call, reply)
+        elif call is not self._given_up:
+            self._reply(call, reply)
         if time.monotonic() - started > SLOW:
             self._slow.add(member)
         elif self._handed_over:
@@ -233,34 +279,67 @@ class Endpoint:
             for envelope in self._duplicates.pop(request_id, ()):
                 send_reply(self._socket, envelope, frames)
 
+    def _postpone(self, call: Call, pending: Pending) -> None:
+        """Reply when the future is done."""
+        self._postponed[call] = pending
+
+        def done(future: "Future[Any]") -> None:
+            self._finished.append((call, self._dispatcher.settle(call.request, pending)))
+            with self._reply_lock:
+                if not self._closed:
+                    _ring(self._reply_bell)
+
+        pending.future.add_done_callback(done)
+
+    def _send_finished(self) -> None:
+        while self._finished:
+            call, frames = self._finished.popleft()
+            if self._postponed.pop(call, None) is not None:
+                self._reply(call, frames)
+
     def _refuse(self, call: Call, error: Exception) -> None:
         send_reply(self._socket, call.envelope, self._dispatcher.failure(call.request, error))
 
     def _turn_away(self) -> None:
         """One reply for all who wait, also in the socket."""
-        error = ServerStopping("the server is stopping; the call was not executed")
-        while self._queue:
-            call = self._queue.popleft()
-            self._reply(call, self._dispatcher.failure(call.request, error))
+        self._empty_queue()
+        self._send_finished()
+        for call in list(self._postponed):
+            del self._postponed[call]
+            self._reply(call, self._dispatcher.failure(call.request, ServerStopping("the server is stopping")))
         deadline = time.monotonic() + TURN_AWAY_TIME
         while readable(self._socket) and time.monotonic() < deadline:
             self._take(*receive_request(self._socket))
 
-    def _stand_by(self, monitor: ZmqSocket) -> None:
-        watch = Watch(self._waker, self._signals).add(monitor)
+    def _empty_queue(self) -> None:
+        error = ServerStopping("the server is stopping; the call was not executed")
+        while self._queue:
+            call = self._queue.popleft()
+            self._reply(call, self._dispatcher.failure(call.request, error))
+
+    def _give_up(self, call: Call) -> None:
+        """Wait no longer for a method that does not end."""
+        self._given_up = call
+        member = member_of(call.request)
+        logger.error("%s has not ended within %g s of the stop: it is left behind", member, STOP_TIME)
+        error = ServerStopping(f"{member} did not end within {STOP_TIME:g} s of the server's stop; it may still end")
+        self._reply(call, self._dispatcher.failure(call.request, error))
+
+    def _stand_by(self, connections: Connections) -> None:
+        watch = Watch(self._waker, self._signals).add(connections.monitor)
         last, quiet = 0, 0
         try:
-            self._log_news(monitor)
+            connections.note()
             while not self._stopping or self._running is not None:
                 self._asleep = quiet > QUIET_TICKS
                 if not self._asleep:
-                    self._wait(watch, monitor, TICK)
+                    self._wait(watch, connections, TICK)
                 elif self._serial == last:
-                    self._wait(watch, monitor, None)
+                    self._wait(watch, connections, None)
                 self._asleep = False
                 running, serial = self._running, self._serial
                 if running is not None and (serial == last or self._handed_over):
-                    self._stand_in(running, watch, monitor)
+                    self._stand_in(running, watch, connections)
                     quiet = 0
                 quiet = quiet + 1 if serial == last else 0
                 last = serial
@@ -271,18 +350,14 @@ class Endpoint:
         finally:
             watch.close()
 
-    def _wait(self, watch: Watch, monitor: ZmqSocket, seconds: float | None) -> None:
+    def _wait(self, watch: Watch, connections: Connections, seconds: float | None) -> None:
         happened = watch.wait(seconds)
         if self._signals in happened:
             _ring(self._signal_bell)
-        if monitor in happened:
-            self._log_news(monitor)
+        if connections.monitor in happened:
+            connections.note()
 
-    def _log_news(self, monitor: ZmqSocket) -> None:
-        for news in connection_news(monitor):
-            logger.info(news)
-
-    def _stand_in(self, call: Call, watch: Watch, monitor: ZmqSocket) -> None:
+    def _stand_in(self, call: Call, watch: Watch, connections: Connections) -> None:
         """Take requests while that call runs."""
         self._taken = True
         watch.add(self._socket)
@@ -292,7 +367,15 @@ class Endpoint:
                     if self._running is not call:
                         break
                     more = self._drain()
-                self._wait(watch, monitor, 0.0 if more else 1.0)
+                    late = self._stopping and self._given_up is None and time.monotonic() >= self._stop_by
+                    if self._stopping:
+                        self._empty_queue()
+                    if late:
+                        self._give_up(call)
+                if late:
+                    self._abandoned()
+                left = self._stop_by - time.monotonic() if self._stopping and self._given_up is None else 1.0
+                self._wait(watch, connections, 0.0 if more else min(1.0, max(0.0, left)))
         finally:
             watch.remove(self._socket)
             self._taken = False

@@ -68,6 +68,22 @@ class RegistryUnreachable(RPCError, ConnectionError):
     """No registry answered at the given url."""
 
 
+class NoRegistry(RPCError, LookupError):
+    """No registry is named anywhere, and none was found in the network."""
+
+
+class MissingExtra(RPCError, ImportError):
+    """An optional package is not installed; the text says how to install it."""
+
+
+class RegistryRefused(RPCError, ValueError):
+    """A registry does not accept what a device says of itself; the text says why."""
+
+
+class StoreError(RPCError, OSError):
+    """What a registry knows cannot be read or kept; the text says where, why, and what to do."""
+
+
 class RemoteError(RPCError):
     """An exception that a device raised, seen from the client.
 
@@ -150,7 +166,7 @@ _REBUILT |= {
     f"{kind.__module__}.{kind.__qualname__}": kind
     for kind in (
         ProtocolError, MessageTooLarge, UnknownMember, SerializationError, CallExpired, ServerBusy, ServerStopping,
-        ReplyLost, DeviceNotFound, InterfaceError,
+        ReplyLost, DeviceNotFound, InterfaceError, StoreError,
     )
 }  # fmt: skip
 

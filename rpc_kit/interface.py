@@ -1,11 +1,12 @@
 """What an interface class declares: its methods, properties and signals. Everything else is derived from this."""
 
+import hashlib
 import inspect
 import keyword
 import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from .convert import Load, converter
@@ -188,6 +189,17 @@ class Interface:
         yield from self.properties
         yield from self.signals
 
+    @cached_property
+    def hash(self) -> str:
+        """Names, types and kinds of all members in 16 hexadecimal digits: equal for the same class everywhere."""
+        lines = [f"{each.mark.kind} {name}{each.signature}" for name, each in self.methods.items()]
+        lines += [
+            f"property {name} {_property_type(each.declared, name)} {each.declared.fset is not None} {each.notify}"
+            for name, each in self.properties.items()
+        ]
+        lines += [f"signal {name} {each.arg_types}" for name, each in self.signals.items()]
+        return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
+
     def inventory(self) -> dict[str, Any]:
         """The members as they are told to a client (docs/wire.md, GET_INVENTORY), without the server's name."""
         timeouts = {name: method.mark.timeout for name, method in self.methods.items()}
@@ -200,6 +212,15 @@ class Interface:
 
 
 _made = lru_cache(maxsize=1024)(Interface)
+
+
+def implemented_by(cls: type, mixin: type) -> Interface:
+    """The interface that a device class implements: the first of its bases without `mixin` that has all members."""
+    members = set(declared_names(cls))
+    for base in cls.__mro__:
+        if not issubclass(base, mixin) and members and members == set(declared_names(base)):
+            return Interface.of(base)
+    return Interface.of(cls)
 
 
 def refuse_reserved(members: Iterable[str], interface: type) -> None:

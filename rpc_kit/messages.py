@@ -1,5 +1,6 @@
 """One typed message for each event of the wire protocol (docs/wire.md); field names are the JSON keys."""
 
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ class EventType(StrEnum):
     REGISTER_ACK = "REGISTER_ACK"
     UNREGISTER = "UNREGISTER"
     CHECK_ALIVE = "CHECK_ALIVE"
+    RENEW = "RENEW"
     ACK = "ACK"
     UNSUPPORTED = "UNSUPPORTED"
 
@@ -86,13 +88,62 @@ class Ping(Request, tag=RPCEvents.PING.value):
     call: RequestId | UnsetType = UNSET
 
 
-class Registration(Struct):
-    """Payload of REGISTER."""
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A registered device.
+
+    Attributes
+    ----------
+    address : str
+        Where it is reached from the registry's point of view.
+    addresses : tuple of str
+        All urls where it may be reached, `address` first.
+    interface, interface_hash : str
+        Name and hash of its interface; empty for devices of protocol version 1.
+    epoch : str
+        Random id of the run of the device's server.
+    metadata : dict
+        Whatever the device says of itself; ``host``, ``pid`` and ``version`` always.
+    registered : float
+        When it was registered, Unix seconds.
+    stale : bool
+        Remembered from before: no registry could be asked.
+    """
+
+    uuid: str
+    name: str
+    device_type: str
+    address: str
+    addresses: tuple[str, ...] = ()
+    interface: str = ""
+    interface_hash: str = ""
+    epoch: str = ""
+    metadata: dict[str, Scalar] = field(default_factory=dict, hash=False)
+    registered: float = 0.0
+    stale: bool = False
+
+
+class Registration(Struct, omit_defaults=True):
+    """Payload of REGISTER; all from `addresses` on is version 2.
+
+    `alive_timeout` is the lease until the first renewal, in seconds; a known `uuid` changes that entry and keeps its
+    name.
+    """
 
     device_type: str
     addr: str
     name: str
     overwrite: bool = False
+    addresses: list[str] = []
+    interface: str = ""
+    interface_hash: str = ""
+    epoch: str = ""
+    metadata: dict[str, Scalar] = {}
+    alive_timeout: float | None = None
+    uuid: str = ""
 
 
 class Renewal(Struct):
@@ -100,6 +151,12 @@ class Renewal(Struct):
 
     uuid: str
     alive_timeout: float = 20.0
+
+
+class Renewals(Struct):
+    """Payload of RENEW: uuid to lease in seconds, of many devices."""
+
+    leases: dict[str, float]
 
 
 class Removal(Struct):
@@ -118,6 +175,10 @@ class Unregister(Request, tag=EventType.UNREGISTER.value):
 
 class CheckAlive(Request, tag=EventType.CHECK_ALIVE.value):
     payload: Renewal
+
+
+class Renew(Request, tag=EventType.RENEW.value):
+    payload: Renewals
 
 
 class Malformed(Struct):

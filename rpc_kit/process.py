@@ -17,7 +17,7 @@ _intervals_lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def stopped_by_signals(stop: Callable[[], None], wakeup_descriptor: int) -> Iterator[None]:
+def stopped_by_signals(stop: Callable[[signal.Signals], None], wakeup_descriptor: int) -> Iterator[None]:
     """SIGTERM and SIGINT call `stop`, unless the program has handlers of its own; only in the main thread.
 
     Parameters
@@ -38,7 +38,7 @@ def stopped_by_signals(stop: Callable[[], None], wakeup_descriptor: int) -> Iter
         logger.info("stopping on %s", signal.Signals(number).name)
         # The second one does what it always does.
         signal.signal(number, defaults[signal.Signals(number)])
-        stop()
+        stop(signal.Signals(number))
 
     taken = [number for number, default in defaults.items() if signal.getsignal(number) is default]
     for number in taken:

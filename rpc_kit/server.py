@@ -3,21 +3,27 @@
 import logging
 import os
 import secrets
+import signal
+import socket
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Self, cast
 
+import msgspec
 import zmq
 
 from . import methods
-from .addresses import Address, host_towards
+from .addresses import Address, host_towards, own_addresses
+from .discovery import registry_urls
 from .dispatch import Dispatcher, Handler
 from .endpoint import Endpoint
-from .interface import Interface, UntilInit, declared_names, refuse_reserved
+from .interface import Interface, UntilInit, declared_names, implemented_by, refuse_reserved
+from .messages import Registration, Scalar
 from .process import shorter_switch_interval, stopped_by_signals
 from .publisher import Publisher, bound_signals
-from .registration import Registrar
+from .registrar import Member, Registrar
 from .sockets import DRAIN_TIME, HARD_LIMIT, ZmqContext, check_context, server_socket
 from .systemd import Notifier
 from .wire import ReplyWriter
@@ -51,14 +57,16 @@ class ServerEngine:
         self.device_name = type(device).__name__
         self.max_request = max_request
         self.remote_stop = remote_stop
-        self.registrar: Registrar | None = None
-        self.registry_addr = ""
+        self.member: Member | None = None
+        self.registries: list[str] = []
         self.serving: threading.Thread | None = None
         self.finished = threading.Event()
         self.ended = False
         self.pid = os.getpid()
         self._state = threading.RLock()
-        epoch = secrets.token_hex(8)
+        self.epoch = epoch = secrets.token_hex(8)
+        self._described = implemented_by(type(device), RPCServer)
+        self._stopped_by: list[signal.Signals] = []
         wake_url = f"inproc://rpc-kit-{epoch}"
         self._socket, self.address = server_socket(context, zmq.ROUTER, Address.parse(url))
         try:
@@ -68,15 +76,15 @@ class ServerEngine:
             )
             # By a proxy, so that a device that nobody holds any more is finalized at once, before its sockets.
             dispatcher = Dispatcher(weakref.proxy(device), self.interface, self, ReplyWriter(epoch), control)
-            self.endpoint = Endpoint(self._socket, wake_url, dispatcher, max_request)
+            self.endpoint = Endpoint(self._socket, wake_url, dispatcher, max_request, self._abandoned)
         except BaseException:
             self._socket.close()
             raise
-        self.notifier = Notifier(self._is_healthy)
+        self.notifier = Notifier(self._is_healthy, self._status)
 
     def server_name(self) -> str:
         """Name of the server, as registered."""
-        return self.registrar.name if self.registrar is not None else self.device_name
+        return (self.member.name if self.member is not None else "") or self.device_name
 
     def open_signals(self, version: int) -> dict[str, Any]:
         """Where signals are published."""
@@ -98,6 +106,49 @@ class ServerEngine:
             return str(self.address)
         return str(self.address.with_host(host_towards(peer or Address("tcp", "192.0.2.1"))))
 
+    def register(
+        self,
+        urls: Sequence[str],
+        asked: Registration,
+        lease: float,
+        max_missed: int | None,
+    ) -> str:
+        """Register, and keep registered; the accepted name, empty until a registry answers."""
+        if self.member is not None or self.ended:
+            raise RuntimeError("a server that is registered, or has ended, cannot be registered")
+
+        def describe(url: str) -> Registration:
+            member = self.member
+            return msgspec.structs.replace(
+                asked,
+                addr=self.reachable_at(Address.parse(url)),
+                addresses=self._all_addresses(),
+                name=(member.name if member is not None else "") or asked.name,
+                uuid=member.uuid if member is not None else "",
+            )
+
+        self.member = Member(describe, lease, max_missed, self.endpoint.stop)
+        self.registries = list(urls)
+        try:
+            Registrar.add(self.context, urls, self.member)
+        except BaseException:
+            self.member = None
+            raise
+        return self.member.name
+
+    def registration(self, type_: str, name: str, overwrite: bool, metadata: Mapping[str, Scalar]) -> Registration:
+        """What a registry is told, but for the addresses."""
+        facts: dict[str, Scalar] = {"host": socket.gethostname(), "pid": os.getpid(), "version": _version()}
+        described = self._described
+        return Registration(
+            type_, "", name, overwrite, [], described.name, described.hash, self.epoch, {**facts, **metadata}
+        )
+
+    def _all_addresses(self) -> list[str]:
+        if not self.address.is_wildcard:
+            return []
+        return [str(self.address.with_host(host)) for host in own_addresses(self.address.is_ipv6)]
+
     def serve(self, switch_interval: float | None) -> None:
         """The body of serve_forever."""
         with self._state:
@@ -108,7 +159,7 @@ class ServerEngine:
             self.serving = threading.current_thread()
         try:
             with shorter_switch_interval(switch_interval), stopped_by_signals(
-                self.endpoint.stop, self.endpoint.signal_descriptor()
+                self._stop_on, self.endpoint.signal_descriptor()
             ):
                 self.notifier.ready()
                 self.endpoint.serve()
@@ -138,10 +189,28 @@ class ServerEngine:
             self.ended = True
         self._close()
 
-    def _close(self) -> None:
+    def _stop_on(self, number: signal.Signals) -> None:
+        self._stopped_by.append(number)
+        self.endpoint.stop()
+
+    def _leave(self) -> None:
         self.notifier.stopping()
-        if self.registrar is not None:
-            self.registrar.stop()
+        if self.member is not None:
+            Registrar.discard(self.context, self.registries, self.member)
+
+    def _abandoned(self) -> None:
+        """A method does not end; who was told to end by a signal does so now, with nobody left to tell."""
+        self._leave()
+        if self._stopped_by:
+            os.kill(self.pid, self._stopped_by[0])
+
+    def _status(self) -> str:
+        name = self.server_name()
+        registered = "" if self.member is None or self.member.uuid else ", not registered"
+        return f"{name} at {self.address}{registered}; {self.endpoint.status()}"
+
+    def _close(self) -> None:
+        self._leave()
         self.publisher.close()
         self.endpoint.close()
         self._socket.close(linger=DRAIN_TIME)
@@ -237,12 +306,13 @@ class RPCServer:
     @property
     def uuid(self) -> str:
         """What the registry knows the device by; empty before registration."""
-        return self._rpc.registrar.uuid if self._rpc.registrar is not None else ""
+        return self._rpc.member.uuid if self._rpc.member is not None else ""
 
     @property
     def registry_addr(self) -> str:
-        """Url of the registry; empty before registration."""
-        return self._rpc.registry_addr
+        """Url of the registry that knows the device; empty before registration."""
+        member = self._rpc.member
+        return member.registry_url if member is not None else ""
 
     @property
     def peer_addr(self) -> str:
@@ -254,8 +324,19 @@ class RPCServer:
         """Lease in the registry, s."""
         return self._alive_timeout
 
-    def register_to_registry(self, type_: str, name: str, registry_url: str, overwrite: bool = True) -> str:
-        """Register the device and keep it registered while it is served.
+    def register_to_registry(
+        self,
+        type_: str,
+        name: str,
+        registry_url: str | Sequence[str],
+        overwrite: bool = True,
+        *,
+        metadata: Mapping[str, Scalar] | None = None,
+        max_missed: int | None = None,
+    ) -> str:
+        """Register the device, and keep it registered until the server ends.
+
+        A registry that cannot be reached, now or later, does not stop the device: it is tried again and again.
 
         Parameters
         ----------
@@ -263,36 +344,44 @@ class RPCServer:
             Device type, by which others look for it.
         name : str
             The proposed name; empty for ``<type>-0``.
+        registry_url : str or sequence of str
+            Registries that know the same names, also as one text with commas; the first that answers is used, another
+            one when it is lost.
         overwrite : bool, default True
             Take the name from whoever has it, as a restarted device does; else it gets ``<name>-1`` and so on.
+        metadata : mapping, optional
+            Texts, numbers and truth values by which others may look for the device, 4 KiB at most; ``host``, ``pid``
+            and ``version`` (of rpc-kit) are added.
+        max_missed : int, optional
+            Stop the server when so many renewals in a row, a third of the lease apart, were not answered.
 
         Returns
         -------
         str
-            The accepted name.
+            The accepted name; empty when no registry has answered within 2 s. `name` tells it later.
 
         Raises
         ------
-        RegistryUnreachable
-            When the registry does not answer within 2 s; nothing is registered.
+        RegistryRefused
+            When the registry does not accept it, as the name is not printable (a ValueError).
+        ValueError
+            When a url is none.
         RuntimeError
             When the server is registered already, or has ended.
         """
-        engine = self._rpc
-        if engine.registrar is not None or engine.ended:
-            raise RuntimeError("a server that is registered, or has ended, cannot be registered")
-        addr = engine.reachable_at(Address.parse(registry_url))
-        engine.registrar = Registrar(
-            engine.context, type_, addr, name, registry_url, overwrite, self._alive_timeout
-        )
-        engine.registry_addr = registry_url
-        return engine.registrar.name
+        urls = registry_urls(registry_url)
+        if max_missed is not None and max_missed < 1:
+            raise ValueError(f"max_missed is a positive number or None, not {max_missed}")
+        asked = self._rpc.registration(type_, name, overwrite, metadata or {})
+        asked.alive_timeout = self._alive_timeout
+        return self._rpc.register(urls, asked, self._alive_timeout, max_missed)
 
     def serve_forever(self, switch_interval: float | None = SWITCH_INTERVAL) -> None:
         """Serve on the calling thread, on which all methods of the device run, until the server is stopped.
 
         In the main thread SIGTERM and SIGINT stop it, unless the program has handlers of its own. Afterwards the
-        device is unregistered and everything is closed.
+        device is unregistered and everything is closed. A method that runs may take 10 s to end; after that its caller
+        is told, the device is unregistered, and a signal does to the process what it always does.
 
         Parameters
         ----------
@@ -328,3 +417,13 @@ class RPCServer:
     def __del__(self) -> None:
         if "_rpc" in self.__dict__:
             self._rpc.close()
+
+
+@lru_cache(maxsize=1)
+def _version() -> str:
+    from importlib import metadata  # takes 20 ms, which only registered devices need
+
+    try:
+        return metadata.version("rpc-kit")
+    except metadata.PackageNotFoundError:
+        return "unknown"

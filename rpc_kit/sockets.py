@@ -6,7 +6,7 @@ import random
 import secrets
 import selectors
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import zmq
@@ -108,8 +108,8 @@ def _bind_text(address: Address) -> str:
     return str(address.with_host("*") if address.is_wildcard else address)
 
 
-def client_socket(context: ZmqContext, kind: int, url: str) -> ZmqSocket:
-    """A connected socket of kind REQ or SUB.
+def client_socket(context: ZmqContext, kind: int, url: str, identity: bytes = b"") -> ZmqSocket:
+    """A connected socket of kind REQ, DEALER or SUB; a ROUTER knows it by `identity` if that is given.
 
     Raises
     ------
@@ -126,6 +126,8 @@ def client_socket(context: ZmqContext, kind: int, url: str) -> ZmqSocket:
         made.setsockopt(zmq.RECONNECT_IVL, 20)
         made.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         made.setsockopt(zmq.MAXMSGSIZE, -1)
+        if identity:
+            made.setsockopt(zmq.ROUTING_ID, identity)
         if kind == zmq.SUB:
             made.rcvhwm = EVENT_BACKLOG
             # A connection that died without a word is noticed: events have no deadline that would show it.
@@ -216,9 +218,9 @@ def ask_once(context: ZmqContext, url: str, request: bytes, timeout: float) -> b
 
 
 def monitor_connections(made: ZmqSocket) -> ZmqSocket:
-    """A socket that tells when a connection of `made` ends, or a stranger speaks no ZeroMQ."""
+    """A socket that tells when `made` accepts a connection, one ends, or a stranger speaks no ZeroMQ."""
     url = f"inproc://monitor-{secrets.token_hex(8)}"
-    made.monitor(url, zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+    made.monitor(url, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
     monitor = make_socket(made.context, zmq.PAIR)
     monitor.rcvhwm = 0  # with a limit, a monitor that nobody reads would block libzmq's own thread
     monitor.connect(url)
@@ -230,18 +232,6 @@ def end_monitor(made: ZmqSocket, monitor: ZmqSocket) -> None:
     with contextlib.suppress(zmq.ContextTerminated):
         made.disable_monitor()
     monitor.close()
-
-
-def connection_news(monitor: ZmqSocket) -> Iterator[str]:
-    """What has happened to connections, for the log."""
-    from zmq.utils.monitor import recv_monitor_message  # brings asyncio with it, which few need
-
-    while readable(monitor):
-        found = recv_monitor_message(monitor)
-        if found["event"] == zmq.EVENT_DISCONNECTED:
-            yield f"a connection ended; one that announces a frame of over {HARD_LIMIT} bytes is ended by us"
-        else:
-            yield "something connected that does not speak ZeroMQ"
 
 
 class Waker:

@@ -10,7 +10,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from . import messages
 from .convert import decode_json, encode_json, encode_null
-from .errors import MessageTooLarge, ProtocolError, SerializationError, remote_error
+from .errors import MessageTooLarge, ProtocolError, RegistryRefused, SerializationError, remote_error
 from .messages import (
     AnyRequest,
     EventType,
@@ -38,6 +38,7 @@ _requests: "msgspec.json.Decoder[Request]" = msgspec.json.Decoder(
         (
             MethodCall, messages.PropertyGet, messages.PropertySet, messages.GetInventory, messages.InitSignals,
             messages.StopServer, messages.Ping, messages.Register, messages.Unregister, messages.CheckAlive,
+            messages.Renew,
         ),
     )
 )  # fmt: skip
@@ -303,10 +304,15 @@ def parse_registry_reply(frame: Buffer) -> dict[str, Any]:
     ------
     ProtocolError
         When it is none.
+    RegistryRefused
+        When the registry says why it does not do what it was asked for.
     """
-    payload = _parse(frame, _registry_replies, "a reply of a registry").get("payload")
+    reply = _parse(frame, _registry_replies, "a reply of a registry")
+    payload = reply.get("payload")
     if not isinstance(payload, dict):
         raise ProtocolError("not a reply of a registry: its payload is no object")
+    if reply.get("event") == EventType.UNSUPPORTED:
+        raise RegistryRefused(str(reply.get("error") or f"it does not know {payload.get('req_event')}"))
     return payload
 
 

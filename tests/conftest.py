@@ -1,4 +1,4 @@
-"""Fixtures with real sockets: contexts that must end, devices on threads and in processes, a registry."""
+"""Fixtures with real sockets: contexts that must end, devices on threads and in processes, a registry, real parts."""
 
 import os
 import threading
@@ -11,6 +11,9 @@ import zmq
 from registry import DeviceRegistry
 from tests.devices import LIMIT, InstrumentClient, InstrumentServer
 from tests.helpers import Peer, Program, call, wait_until
+from tests.real.etcd import EtcdCluster
+from tests.real.hosts import Hosts
+from tests.real.user_systemd import UserSystemd
 
 
 @pytest.fixture
@@ -138,3 +141,24 @@ def peer(server: Program, own_context: Any) -> Iterator[Peer]:
         yield made
     with Peer(own_context, server.line, zmq.REQ) as other:
         assert {"success": True, "result": 3} == other.ask(call("add", 1, 2))
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    """Two hosts on one network."""
+    with Hosts(2) as made:
+        yield made
+
+
+@pytest.fixture
+def user_systemd() -> Iterator[UserSystemd]:
+    """A service manager as a user has it."""
+    with UserSystemd() as made:
+        yield made
+
+
+@pytest.fixture
+def etcd_cluster() -> Iterator[EtcdCluster]:
+    """Three nodes of etcd, of which one may be lost."""
+    with EtcdCluster(3) as made:
+        yield made

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -100,11 +100,11 @@ def raw_connection(port: int, kind: bytes = b"DEALER") -> socket.socket:
 
 
 class Program:
-    """A Python module as a process; `line` is the first that it printed."""
+    """A Python module as a process; `line` is the first that it printed, `prefix` the command that runs it."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, prefix: Sequence[str] = ()) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-u", "-m", *arguments],
+            [*prefix, sys.executable, "-u", "-m", *arguments],
             cwd=PROJECT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rpc_kit import connections
 from rpc_kit.sockets import HARD_LIMIT
 from tests.devices import LIMIT
 from tests.helpers import Peer, Program, call, raw_connection, request, wait_until
@@ -31,10 +32,10 @@ def test_over_hard_limit(peer: Peer, server: Program) -> None:
 
 def test_hard_limit_is_logged(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
     """The log tells that a connection was ended, and why that may be."""
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG", connections.__name__)
     with raw_connection(serve().port) as made:
         made.sendall(b"\x02" + struct.pack(">Q", HARD_LIMIT + 1))
-        wait_until(lambda: f"one that announces a frame of over {HARD_LIMIT} bytes is ended by us" in caplog.text)
+        wait_until(lambda: f"one with a frame of over {HARD_LIMIT} bytes is ended by us" in caplog.text)
 
 
 @pytest.mark.parametrize(

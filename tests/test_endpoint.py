@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import zmq
 
-from rpc_kit import endpoint
+from rpc_kit import connections, endpoint
 from rpc_kit.journal import Journal
+from rpc_kit.messages import Registration
+from rpc_kit.registrar import Member, Registrar
 from rpc_kit.sockets import Watch, readable
 from rpc_kit.wire import MAX_FRAMES
 from tests.devices import LIMIT, InstrumentServer
@@ -295,7 +297,7 @@ def test_standby_does_not_spin(
         return wait(watch, seconds)
 
     monkeypatch.setattr(Watch, "wait", counted)
-    caplog.set_level("INFO", endpoint.__name__)
+    caplog.set_level("DEBUG", connections.__name__)
     for _ in range(3):
         with Peer(context, blocked.url) as leaving:
             leaving.ask(PING)
@@ -309,23 +311,19 @@ def test_standby_does_not_spin(
     blocked.released.set()
 
 
-class SlowRegistrar:
-    """A registrar that is told to go on."""
-
-    name = "scope"
-
-    def __init__(self) -> None:
-        self.entered, self.go_on = threading.Event(), threading.Event()
-
-    def stop(self) -> None:
-        self.entered.set()
-        assert self.go_on.wait(LIMIT)
-
-
 @pytest.mark.parametrize("frame", [call("count", id=["c", 1]), call("count"), PING, request("GET_INVENTORY")])
-def test_request_after_end_of_serving(device: Any, peer: Peer, frame: bytes) -> None:
+def test_request_after_end_of_serving(
+    device: Any, peer: Peer, frame: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who comes while the registry is being told gets ServerStopping, too."""
-    registrar = device._rpc.registrar = SlowRegistrar()
+    entered, go_on = threading.Event(), threading.Event()
+
+    def discard(*_: Any) -> None:
+        entered.set()
+        assert go_on.wait(LIMIT)
+
+    device._rpc.member = Member(lambda url: Registration("scope", url, ""), 60, None, device.stop_server)
+    monkeypatch.setattr(Registrar, "discard", discard)
     loop = device._rpc.endpoint
 
     def has_come() -> bool:
@@ -333,10 +331,10 @@ def test_request_after_end_of_serving(device: Any, peer: Peer, frame: bytes) -> 
             return readable(loop._socket)
 
     device.stop_server()
-    assert registrar.entered.wait(LIMIT)
+    assert entered.wait(LIMIT)
     peer.send(b"", frame)
     wait_until(has_come)
-    registrar.go_on.set()
+    go_on.set()
 
     assert "the server is stopping; nothing was executed" == peer.reply()["error"]
     assert 0 == device.counted

@@ -26,6 +26,10 @@ TREE = {
     "InterfaceMismatch": TypeError,
     "DeviceNotFound": LookupError,
     "RegistryUnreachable": ConnectionError,
+    "RegistryRefused": ValueError,
+    "StoreError": OSError,
+    "NoRegistry": LookupError,
+    "MissingExtra": ImportError,
 }
 
 

@@ -17,6 +17,7 @@ REQUESTS = {
     messages.Register: ("REGISTER", {"id", "timeout", "since", "payload"}, {"payload"}),
     messages.Unregister: ("UNREGISTER", {"id", "timeout", "since", "payload"}, {"payload"}),
     messages.CheckAlive: ("CHECK_ALIVE", {"id", "timeout", "since", "payload"}, {"payload"}),
+    messages.Renew: ("RENEW", {"id", "timeout", "since", "payload"}, {"payload"}),
 }
 
 
@@ -37,7 +38,7 @@ def test_event_names() -> None:
         "PROPERTY_GET", "PROPERTY_SET", "METHOD_CALL", "GET_INVENTORY", "STOP_SERVER", "INIT_SIGNALS_HANDLING",
         "EMIT_SIGNAL",
     }  # fmt: skip
-    registry = {"REGISTER", "REGISTER_ACK", "UNREGISTER", "CHECK_ALIVE", "ACK", "UNSUPPORTED"}
+    registry = {"REGISTER", "REGISTER_ACK", "UNREGISTER", "CHECK_ALIVE", "RENEW", "ACK", "UNSUPPORTED"}
 
     assert version_1 | {"PING"} == {*RPCEvents}
     assert registry == {*EventType}

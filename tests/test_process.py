@@ -13,13 +13,13 @@ def test_signal_stops_and_wakes() -> None:
     """SIGTERM calls `stop` and writes a byte for a thread that may be about to block; then all is as before."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    stops: list[str] = []
+    stops: list[int] = []
     with reader, writer:
-        with stopped_by_signals(lambda: stops.append("stop"), writer.fileno()):
+        with stopped_by_signals(stops.append, writer.fileno()):
             os.kill(os.getpid(), signal.SIGTERM)
             woke = reader.recv(16)
 
-        assert (["stop"], bytes([signal.SIGTERM])) == (stops, woke)
+        assert ([signal.SIGTERM], bytes([signal.SIGTERM])) == (stops, woke)
         assert -1 == signal.set_wakeup_fd(-1)
     assert signal.SIG_DFL is signal.getsignal(signal.SIGTERM)
     assert signal.default_int_handler is signal.getsignal(signal.SIGINT)
@@ -31,7 +31,7 @@ def test_handlers_of_the_program_stay() -> None:
     writer.setblocking(False)
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with reader, writer, stopped_by_signals(lambda: None, writer.fileno()):
+        with reader, writer, stopped_by_signals(lambda number: None, writer.fileno()):
             during = signal.getsignal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -44,7 +44,7 @@ def test_other_threads_change_nothing() -> None:
     seen: list[object] = []
 
     def look() -> None:
-        with stopped_by_signals(lambda: None, -1):
+        with stopped_by_signals(lambda number: None, -1):
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=look)

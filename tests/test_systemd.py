@@ -1,16 +1,20 @@
 """What systemd is told, over a real notification socket."""
 
+import itertools
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rpc_kit import systemd as module
 from rpc_kit.systemd import Notifier, watchdog_interval
 
 LIMIT = 10.0
+END = "STOPPING=1\nSTATUS=stopping"
 
 
 class Systemd:
@@ -74,7 +78,7 @@ def test_ready_and_stopping(systemd: Systemd) -> None:
     notifier.stopping()
     notifier.stopping()
 
-    assert ["READY=1", "STOPPING=1"] == systemd.waiting()
+    assert ["READY=1", END] == systemd.waiting()
 
 
 def test_watchdog_is_fed_while_healthy(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +89,7 @@ def test_watchdog_is_fed_while_healthy(systemd: Systemd, monkeypatch: pytest.Mon
 
     assert ["READY=1", "WATCHDOG=1", "WATCHDOG=1", "WATCHDOG=1"] == [systemd.receive() for _ in range(4)]
     notifier.stopping()
-    assert {"STOPPING=1"} == {*systemd.waiting()} - {"WATCHDOG=1"}
+    assert {END} == {*systemd.waiting()} - {"WATCHDOG=1"}
 
 
 def test_watchdog_is_not_fed_while_hung(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +101,75 @@ def test_watchdog_is_not_fed_while_hung(systemd: Systemd, monkeypatch: pytest.Mo
     assert health.asked.wait(LIMIT)
     notifier.stopping()
 
-    assert ["READY=1", "WATCHDOG=1", "STOPPING=1"] == systemd.waiting()
+    assert ["READY=1", "WATCHDOG=1", END] == systemd.waiting()
+
+
+def test_status_comes_with_ready(systemd: Systemd) -> None:
+    """What the service does is told together with its readiness, and when it stops."""
+    notifier = Notifier(lambda: True, lambda: "2 clients")
+    notifier.ready()
+    notifier.stopping()
+
+    assert ["READY=1\nSTATUS=2 clients", END] == systemd.waiting()
+
+
+def test_status_is_told_when_it_changes(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also without a watchdog a status is told again when it differs from the one before, and only then."""
+    monkeypatch.setattr(module, "STATUS_PAUSE", 0.001)
+    texts = ["idle", "idle", "exposing", "exposing", "", "idle"]
+    notifier = Notifier(lambda: True, lambda: texts.pop(0) if len(texts) > 1 else texts[0])
+    notifier.ready()
+    expected = ["READY=1\nSTATUS=idle", "STATUS=exposing", "STATUS=", "STATUS=idle"]
+
+    assert expected == [systemd.receive() for _ in expected]
+    notifier.stopping()
+    assert [END] == systemd.waiting()
+
+
+def test_status_is_not_told_too_often(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A status that changes all the time is not told more often than the pause allows, however often the dog is fed."""
+    monkeypatch.setenv("WATCHDOG_USEC", "2000")
+    monkeypatch.setattr(module, "STATUS_PAUSE", 3600.0)
+    numbers = itertools.count()
+    notifier = Notifier(lambda: True, lambda: str(next(numbers)))
+    notifier.ready()
+
+    assert ["READY=1\nSTATUS=0", *["WATCHDOG=1"] * 5] == [systemd.receive() for _ in range(6)]
+    notifier.stopping()
+    assert {END} == {*systemd.waiting()} - {"WATCHDOG=1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("10 µm, 5 Ω", "10 µm, 5 Ω"),
+        (" two\nlines\r\n\tand\u2028more ", "two lines and more"),
+        ("\x1b[31mred\x1b[0m \0\ud800", "[31mred[0m "),
+        ("x" * 1000, "x" * 200),
+    ],
+)
+def test_status_is_one_clean_line(systemd: Systemd, text: str, expected: str) -> None:
+    """Whatever the status holds, systemd gets one line of 200 characters at most, in UTF-8."""
+    notifier = Notifier(lambda: True, lambda: text)
+    notifier.ready()
+    notifier.stopping()
+
+    assert [f"READY=1\nSTATUS={expected}", END] == systemd.waiting()
+
+
+@pytest.mark.parametrize(("status", "expected"), [(lambda: 1 / 0, "ZeroDivisionError"), (lambda: None, "AttributeErr")])
+def test_status_that_fails(
+    systemd: Systemd, monkeypatch: pytest.MonkeyPatch, status: Callable[[], Any], expected: str
+) -> None:
+    """A status that cannot be made is told as such, and the watchdog is fed on."""
+    monkeypatch.setenv("WATCHDOG_USEC", "2000")
+    monkeypatch.setattr(module, "STATUS_PAUSE", 0.001)
+    notifier = Notifier(lambda: True, status)
+    notifier.ready()
+
+    assert systemd.receive().startswith(f"READY=1\nSTATUS=no status: {expected}")
+    assert ["WATCHDOG=1"] * 5 == [systemd.receive() for _ in range(5)]
+    notifier.stopping()
 
 
 def test_watchdog_thread_ends(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:

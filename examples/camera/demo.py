@@ -20,8 +20,7 @@ from examples.camera.contact_sheet import ContactSheet
 from examples.camera.interface import Camera, ColorMode
 from examples.camera.photographs import PhotographError, find_photographs, sample_photographs, take
 from examples.camera.services import ServiceError, Services
-from registry import find_device
-from rpc_kit import RPCClient
+from rpc_kit import RegistryClient, RPCClient, connect
 from rpc_kit.errors import DeviceNotFound, RPCError
 
 SIGNAL_LIMIT = 5.0
@@ -179,14 +178,14 @@ def use(camera: Camera, sources: dict[str, Path], sheet: ContactSheet) -> Result
     )
 
 
-def see_that_it_is_gone(context: zmq.Context[zmq.Socket[bytes]], registry_url: str) -> None:
+def see_that_it_is_gone(registry: RegistryClient) -> None:
     """A camera that has ended is no longer in the registry."""
     try:
-        url = find_device(context, "camera-0", registry_url)
+        entry = registry.find("camera-0")
     except DeviceNotFound:
         say("camera-0 stopped, and gone from the registry")
     else:
-        raise DemoError(f"the registry still has camera-0 at {url}")
+        raise DemoError(f"the registry still has camera-0 at {entry.address}")
 
 
 def run(images: Path | None, output: Path) -> None:
@@ -198,18 +197,20 @@ def run(images: Path | None, output: Path) -> None:
     # In no `with` block: an interrupt while libzmq makes a socket loses it, and the context would wait for it for ever.
     context = zmq.Context()
     with Services() as services:
-        registry = services.start("registry", "registry", "serve", "--addr", "127.0.0.1", "--port", "0")
+        # A registry for this demo only: on this host, in memory.
+        flags = "serve --addr 127.0.0.1 --port 0 --store memory --no-announce --log-level warning"
+        registry = services.start("registry", "registry", *flags.split())
         registry_url = registry.wait_until_ready()
         say(f"registry at {registry_url}")
         device = services.start("camera", "examples.camera.server", "--registry", registry_url, *folder)
         say(f"camera registered: {device.wait_until_ready()}")
-        url = find_device(context, "camera-0", registry_url)
-        say(f"camera-0 found at {url}")
-        with CameraClient(context, url, timeout=5000) as camera:
+        with connect("camera-0", CameraClient, registry=registry_url, context=context, timeout=5000) as camera:
+            say(f"camera-0 found at {camera.url}")
             results = use(camera, {path.name: path for path in photographs}, sheet)
             camera.stop_server()
         device.wait_until_ended()
-        see_that_it_is_gone(context, registry_url)
+        with RegistryClient(registry_url, context) as directory:
+            see_that_it_is_gone(directory)
         registry.terminate()
         registry.wait_until_ended()
     context.destroy()

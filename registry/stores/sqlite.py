@@ -1,0 +1,181 @@
+"""A store in one SQLite file: what was acknowledged is there after a restart, also after ``kill -9``."""
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+
+from rpc_kit.errors import StoreError
+from rpc_kit.messages import Entry
+
+from ..table import Change
+from .base import Apply, Store
+
+APPLICATION = 0x7270636B
+"""Marks the files of ours ("rpck")."""
+FORMAT = 1
+"""Files with a higher number were written by a later version."""
+
+_SCHEMA = f"""
+    CREATE TABLE devices (id INTEGER PRIMARY KEY, uuid TEXT NOT NULL UNIQUE, entry BLOB NOT NULL);
+    CREATE TABLE leases (id INTEGER PRIMARY KEY, lease REAL NOT NULL, ends REAL NOT NULL);
+    PRAGMA application_id = {APPLICATION};
+    PRAGMA user_version = {FORMAT};
+"""
+_entries = msgspec.json.Decoder(Entry)
+
+
+def default_file() -> Path:
+    """In the state folder of the unit, else that of the host for root, else that of the user (XDG)."""
+    if folder := os.environ.get("STATE_DIRECTORY"):
+        return Path(folder.split(":")[0]) / "registry.sqlite"
+    if os.geteuid() == 0:
+        return Path("/var/lib/rpc-kit/registry.sqlite")
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(state).expanduser() / "rpc-kit" / "registry.sqlite"
+
+
+class SqliteStore(Store):
+    """Keeps the entries in a file; one registry at a time.
+
+    Ends of leases are kept in Unix seconds, as no other clock outlives the host.
+
+    Parameters
+    ----------
+    file
+        Made when it is not there, with its folder, readable by the owner only.
+    """
+
+    def __init__(self, file: Path, wall_clock: Callable[[], float] = time.time) -> None:
+        self.exclusive = threading.Lock()
+        self._file = file
+        self._wall_clock = wall_clock
+        self._rows: dict[str, int] = {}
+
+    def open(self, apply: Apply) -> None:
+        self._apply = apply
+        try:
+            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            # Autocommit; one thread at a time, as `exclusive` sees to.
+            self._database = sqlite3.connect(self._file, timeout=1.0, isolation_level=None, check_same_thread=False)
+        except (OSError, sqlite3.Error) as exc:
+            raise StoreError(f"the registry's file {self._file} cannot be opened: {exc}") from exc
+        try:
+            self._prepare()
+            self._load()
+        except sqlite3.Error as exc:
+            self._database.close()
+            raise self._explained(exc, "opened") from exc
+        except BaseException:
+            self._database.close()
+            raise
+
+    def save(self, change: Change) -> None:
+        try:
+            self._database.execute("BEGIN")
+            for entry in change.removed:
+                self._delete(entry.uuid)
+            row = self._insert(change) if change.added is not None else None
+            self._database.execute("COMMIT")
+        except sqlite3.Error as exc:
+            self._roll_back()
+            raise self._explained(exc, "written") from exc
+        for entry in change.removed:
+            self._rows.pop(entry.uuid, None)
+        if change.added is not None and row is not None:
+            self._rows[change.added.uuid] = row
+        self._apply(change)
+
+    def renew(self, leases: Mapping[str, float]) -> set[str]:
+        now, rows = self._wall_clock(), self._rows
+        ends = [(lease, now + lease, rows[key]) for key, lease in leases.items() if key in rows]
+        try:
+            if len(ends) > 1:
+                self._database.execute("BEGIN")
+            self._database.executemany("UPDATE leases SET lease = ?, ends = ? WHERE id = ?", ends)
+            if len(ends) > 1:
+                self._database.execute("COMMIT")
+        except sqlite3.Error as exc:
+            self._roll_back()
+            raise self._explained(exc, "written") from exc
+        return {key for key in leases if key not in rows}
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _prepare(self) -> None:
+        """Lock the file, and see that it is one of ours, whole and writable."""
+        database = self._database
+        # The lock is held until the file is closed, and there is no shared memory to be left behind.
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("PRAGMA journal_mode = WAL")
+        # Safe against the death of the process; a power failure may take the last moments, never the file.
+        database.execute("PRAGMA synchronous = NORMAL")
+        (application,) = database.execute("PRAGMA application_id").fetchone()
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if (application, version, tables) == (0, 0, 0):
+            database.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+        elif application != APPLICATION:
+            raise StoreError(f"{self._file} is a database of another program; it is left as it is")
+        elif version > FORMAT:
+            raise StoreError(
+                f"{self._file} has format {version}, this version of rpc-kit knows {FORMAT}: install the version that "
+                "wrote it, or choose another file; it is left as it is"
+            )
+        (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
+        database.execute(f"PRAGMA user_version = {FORMAT}")  # a write: a full disk shows now
+
+    def _load(self) -> None:
+        now = self._wall_clock()
+        query = "SELECT id, uuid, entry, lease, ends FROM devices JOIN leases USING (id) ORDER BY id"
+        for row, key, text, lease, ends in self._database.execute(query):
+            try:
+                entry = _entries.decode(text)
+            except msgspec.DecodeError as exc:
+                raise sqlite3.DatabaseError(f"row {row}: {exc}") from exc
+            self._rows[key] = row
+            # Not longer than the lease, should the clock of the host have been set back.
+            self._apply(Change(added=entry, lease=min(ends - now, lease)))
+
+    def _insert(self, change: Change) -> int:
+        assert change.added is not None and change.lease is not None
+        entry, execute = change.added, self._database.execute
+        row = self._rows.get(entry.uuid)
+        text = msgspec.json.encode(entry)
+        if row is None:
+            row = execute("INSERT INTO devices (uuid, entry) VALUES (?, ?)", (entry.uuid, text)).lastrowid
+        else:
+            execute("UPDATE devices SET entry = ? WHERE id = ?", (text, row))
+        ends = self._wall_clock() + change.lease
+        execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (row, change.lease, ends))
+        return int(row or 0)
+
+    def _delete(self, key: str) -> None:
+        if key in self._rows:
+            self._database.execute("DELETE FROM devices WHERE id = ?", (self._rows[key],))
+            self._database.execute("DELETE FROM leases WHERE id = ?", (self._rows[key],))
+
+    def _roll_back(self) -> None:
+        with closing(self._database.cursor()) as cursor:
+            if self._database.in_transaction:
+                cursor.execute("ROLLBACK")
+
+    def _explained(self, exc: sqlite3.Error, what: str) -> StoreError:
+        if "locked" in str(exc) or "busy" in str(exc):
+            why = "another registry uses it: end that one, or choose another file"
+        elif "full" in str(exc):
+            why = "the disk is full: make room"
+        elif "readonly" in str(exc):
+            why = "it cannot be written to: see to its permissions"
+        else:
+            why = f"it seems to be damaged ({exc}): restore it from a backup, or move it away to begin anew"
+        return StoreError(f"the registry's file {self._file} cannot be {what}: {why}; it is left as it is")
