@@ -8,7 +8,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import busy, calls, chart, images, registrations, report, signals, startup
+from benchmarks import busy, calls, chart, heartbeat, images, registrations, report, signals, startup
 from benchmarks.results import Results
 from benchmarks.session import FULL, QUICK, Session
 from benchmarks.systems import SYSTEMS, missing
@@ -26,6 +26,7 @@ STEPS = (
     signals.signals,
     signals.signals_to_many,
     registrations.registrations,
+    heartbeat.heartbeat,
     images.images,
 )
 

@@ -87,10 +87,18 @@ class Server(Process):
 
 
 class RegistryServer(Process):
-    """A registry; its port is known when this returns."""
+    """A registry with that store; its url is known when this returns."""
 
-    def __init__(self) -> None:
-        super().__init__("benchmarks.serve_registry")
+    def __init__(self, store: str) -> None:
+        super().__init__("benchmarks.serve_registry", store)
+        self.url = self.read_line(START_LIMIT).strip()
+
+
+class RegisteredServer(Process):
+    """A server of ours that renews its lease every third of it; its port is known when this returns."""
+
+    def __init__(self, registry: str, lease: float) -> None:
+        super().__init__("benchmarks.serve_registered", registry, str(lease))
         self.port = int(self.read_line(START_LIMIT))
 
 

@@ -1,91 +1,178 @@
-"""The registry: renewals per second over the wire, and lookups in a table of many devices."""
+"""The registry with many devices: what each of them costs, and how fast it answers."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import time
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
 from statistics import quantiles
+from tempfile import TemporaryDirectory
 
-import zmq
-
+from benchmarks import lab
+from benchmarks.lab import Pipeline
 from benchmarks.processes import RegistryServer
 from benchmarks.results import Measurement, Results
-from benchmarks.session import Session
-from benchmarks.systems import OURS
+from benchmarks.session import Session, one_core
+from benchmarks.systems import OURS, RAW
 from registry.table import Table
+from rpc_kit import RegistryClient
+from rpc_kit.messages import EventType, Renewal, Renewals
+from rpc_kit.registrar import MOST_RENEWALS
 
-DEVICES = 1_000
-UNDER_WAY = 100  # renewals sent and not answered yet: of many devices, from one socket
-TABLE_SIZE = 100_000
+UNDER_WAY = 100  # messages of single devices, sent and not answered yet
+BATCHES = 2  # the same, of messages of many devices
+RENEWED = 10  # times, until memory is looked at again
 LOOKUPS = 20_000
-REPLY_LIMIT_MS = 5_000
+NAMES = 1_000  # looked up over the wire
+
+
+class Registry:
+    """A registry process, with typical devices."""
+
+    def __init__(self, store: str, stack: ExitStack) -> None:
+        self.server = stack.enter_context(closing(RegistryServer(store)))
+        self.pipeline = stack.enter_context(Pipeline(self.server.url))
+        self._uuids = self.pipeline.register(range(1))  # what is made for the first one is not counted
+        self._before = self.server.resident()
+
+    def fill(self, devices: int) -> None:
+        self._uuids += self.pipeline.register(range(1, devices))
+        random.Random(0).shuffle(self._uuids)  # as they come to renew: in no order that would suit a file
+
+    def memory(self) -> float:
+        """KiB per device."""
+        return (self.server.resident() - self._before) / 1024 / len(self._uuids)
+
+    def single(self) -> Iterator[bytes]:
+        """Messages that renew one device each."""
+        return lab.messages_of(EventType.CHECK_ALIVE, (Renewal(uuid, lab.LEASE) for uuid in self._uuids))
+
+    def batched(self) -> Iterator[bytes]:
+        """Messages that renew as many devices as our library does with one."""
+        starts = range(0, len(self._uuids), MOST_RENEWALS)
+        chunks = (self._uuids[start : start + MOST_RENEWALS] for start in starts)
+        return lab.messages_of(EventType.RENEW, (Renewals(dict.fromkeys(chunk, lab.LEASE)) for chunk in chunks))
 
 
 def registrations(session: Session) -> Results:
-    return {"renewals": renewals(session), "lookup": lookup(session)}
+    with TemporaryDirectory() as folder:
+        store = f"sqlite:{Path(folder) / 'registry.sqlite'}"
+        with ExitStack() as stack:
+            registries = {"SQLite": Registry(store, stack), "memory": Registry("memory", stack)}
+            results = memory(session, registries)
+            results |= renewals(session, registries)
+            results |= find(session, registries["SQLite"])
+        results |= start(session, store)
+    return results | lookup(session)
 
 
-def renewals(session: Session) -> Measurement:
-    measurement = Measurement(f"registry: renewals of {DEVICES} devices", "renewals/s")
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-    with closing(RegistryServer()) as server, context.socket(zmq.DEALER) as socket:
-        socket.linger = 0
-        socket.rcvtimeo = REPLY_LIMIT_MS
-        socket.connect(f"tcp://127.0.0.1:{server.port}")
-        messages = itertools.cycle([renewal(socket, number) for number in range(DEVICES)])
+def memory(session: Session, registries: dict[str, Registry]) -> Results:
+    devices = session.effort.devices
+    results: Results = {}
+    for store in registries:
+        title = f"registry: memory per device, {devices:,} devices, {store}"
+        results[f"entry_{store.lower()}"] = Measurement(title, "KiB")
+        results[f"entry_{store.lower()}_renewed"] = Measurement(f"{title}, {RENEWED} renewals each", "KiB")
 
-        def sample(system: str) -> tuple[float]:
-            start = time.perf_counter()
-            end = start + 2 * session.effort.seconds
-            for _ in range(UNDER_WAY):
-                ask(socket, next(messages))
-            answered = 0
-            while time.perf_counter() < end:
-                answer(socket)
-                answered += 1
-                ask(socket, next(messages))
-            rate = answered / (time.perf_counter() - start)
-            for _ in range(UNDER_WAY):
-                answer(socket)
-            return (rate,)
+    def sample(system: str) -> Iterator[float]:
+        for registry in registries.values():
+            registry.fill(devices)
+            yield registry.memory()
+            registry.pipeline.rate(itertools.chain(*itertools.repeat(list(registry.batched()), RENEWED)), BATCHES)
+            yield registry.memory()
 
-        session.interleave([measurement], sample, [OURS], session.effort.rounds)
-    return measurement
+    session.interleave(list(results.values()), lambda system: list(sample(system)), [OURS], 1)
+    return results
 
 
-def renewal(socket: zmq.Socket[bytes], number: int) -> bytes:
-    """Register a device; the message that renews it."""
-    device = {"device_type": "bench", "addr": f"tcp://127.0.0.1:{number + 1}", "name": ""}
-    ask(socket, json.dumps({"event": "REGISTER", "payload": device}).encode())
-    payload = {"uuid": json.loads(answer(socket))["payload"]["uuid"], "alive_timeout": 60}
-    return json.dumps({"event": "CHECK_ALIVE", "payload": payload}).encode()
+def renewals(session: Session, registries: dict[str, Registry]) -> Results:
+    single = {store: list(registry.single()) for store, registry in registries.items()}
+    results = rates(session, registries, "renewals", single, 1, UNDER_WAY)
+    batched = {store: list(registry.batched()) for store, registry in registries.items()}
+    return results | rates(session, registries, "batched", batched, MOST_RENEWALS, BATCHES)
 
 
-def ask(socket: zmq.Socket[bytes], message: bytes) -> None:
-    # As REQ does it, but without waiting for the reply.
-    socket.send(b"", zmq.SNDMORE)
-    socket.send(message)
+def rates(
+    session: Session,
+    registries: dict[str, Registry],
+    key: str,
+    messages: dict[str, list[bytes]],
+    size: int,
+    under_way: int,
+) -> Results:
+    how = "one by one" if size == 1 else f"{size:,} in a message"
+    results = {
+        f"{key}_{store.lower()}": Measurement(f"registry: renewals, {how}, {store}", "/s") for store in registries
+    }
+    endless = {store: itertools.cycle(each) for store, each in messages.items()}
+
+    def sample(system: str) -> list[float]:
+        return [
+            size * registry.pipeline.rate(limited(endless[store], 2 * session.effort.seconds), under_way)
+            for store, registry in registries.items()
+        ]
+
+    session.interleave(list(results.values()), sample, [OURS], session.effort.rounds)
+    return results
 
 
-def answer(socket: zmq.Socket[bytes]) -> bytes:
-    socket.recv()
-    return socket.recv()
+def limited(messages: Iterable[bytes], seconds: float) -> Iterator[bytes]:
+    """Those that are asked for in that time."""
+    end = time.perf_counter() + seconds
+    return itertools.takewhile(lambda message: time.perf_counter() < end, messages)
 
 
-def lookup(session: Session) -> Measurement:
+def find(session: Session, registry: Registry) -> Results:
+    """Of a client against a registry of many devices; the reference is the echo of a raw client."""
+    devices, seconds = session.effort.devices, session.effort.seconds
+    names = [lab.name_of(number) for number in random.Random(0).choices(range(devices), k=NAMES)]
+    title = f"registry: find over tcp among {devices:,}, and echo of raw pyzmq"
+
+    def sample(system: str) -> tuple[float]:
+        client = session.clients[system]
+        if system == RAW:
+            return (1e6 * client.run("echo", seconds=seconds),)
+        return (1e6 * client.run("find", registry=registry.server.url, names=names, seconds=seconds),)
+
+    pinned, free = Measurement(f"{title}, pinned to one core", "µs"), Measurement(f"{title}, unpinned", "µs")
+    clients = [session.clients[system] for system in (OURS, RAW)]
+    with one_core([registry.server, session.servers[RAW], *clients]):
+        session.interleave([pinned], sample, [OURS, RAW], session.effort.rounds)
+    session.interleave([free], sample, [OURS, RAW], session.effort.rounds)
+    return {"find_pinned": pinned, "find_free": free}
+
+
+def start(session: Session, store: str) -> Results:
+    """Of the process, until it can be asked."""
+    measurement = Measurement(f"registry: start with {session.effort.devices:,} stored devices", "s")
+    last = lab.name_of(session.effort.devices - 1)
+
+    def sample(system: str) -> tuple[float]:
+        before = time.perf_counter()
+        with closing(RegistryServer(store)) as server:
+            seconds = time.perf_counter() - before
+            with RegistryClient(server.url) as client:
+                client.find(last)
+        return (seconds,)
+
+    session.interleave([measurement], sample, [OURS], session.effort.rounds)
+    return {"registry_start": measurement}
+
+
+def lookup(session: Session) -> Results:
     table = Table(time.monotonic)
-    for number in range(TABLE_SIZE):
-        table.register("bench", f"tcp://127.0.0.1:{number + 1}", f"device-{number}")
-    numbers = random.Random(0).choices(range(TABLE_SIZE), k=LOOKUPS)
-    measurement = Measurement(f"registry: lookup among {TABLE_SIZE:,}, 99th percentile", "ms")
+    devices = session.effort.devices
+    for number in range(devices):
+        table.apply(table.plan(lab.device(number), time.time()))
+    names = [lab.name_of(number) for number in random.Random(0).choices(range(devices), k=LOOKUPS)]
+    measurement = Measurement(f"registry: find in a table of {devices:,}, 99th percentile", "ms")
 
     def sample(system: str) -> tuple[float]:
         times = []
-        for number in numbers:
-            name = f"device-{number}"
+        for name in names:
             before = time.perf_counter()
             entry = table.find(name)
             times.append(1e3 * (time.perf_counter() - before))
@@ -94,4 +181,4 @@ def lookup(session: Session) -> Measurement:
         return (quantiles(times, n=100)[98],)
 
     session.interleave([measurement], sample, [OURS], session.effort.rounds)
-    return measurement
+    return {"lookup": measurement}

@@ -1,16 +1,16 @@
-"""A registry process: announces its port and serves until it is ended."""
+"""A registry process: ``python -m benchmarks.serve_registry STORE`` runs the service until it is ended."""
 
 from __future__ import annotations
 
+import sys
 import threading
 
-import zmq
+from benchmarks.serve import end_with_parent
+from registry.cli import main
 
-from benchmarks.serve import announce, end_with_parent
-from registry import DeviceRegistry
+# All settings, so that those of the user do not matter.
+SETTINGS = ["--addr", "127.0.0.1", "--port", "0", "--no-announce", "--log-level", "error", "--log", ""]
 
 if __name__ == "__main__":
     threading.Thread(target=end_with_parent, daemon=True).start()
-    registry = DeviceRegistry(zmq.Context(), "127.0.0.1", 0)
-    announce(int(registry.url.rpartition(":")[2]))
-    registry.run()
+    sys.exit(main(["serve", *SETTINGS, "--store", sys.argv[1]]))

@@ -24,10 +24,11 @@ class Effort:
     slow_calls: int
     paced_events: int
     flat_out_events: int
+    devices: int  # in the registry
 
 
-QUICK = Effort(3, 0.08, 1, 3, 6_000, 10_000)
-FULL = Effort(11, 0.25, 5, 20, 24_000, 40_000)
+QUICK = Effort(3, 0.08, 1, 3, 6_000, 10_000, 10_000)
+FULL = Effort(11, 0.25, 5, 20, 24_000, 40_000, 100_000)
 
 
 class Session:

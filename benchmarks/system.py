@@ -44,6 +44,13 @@ class BusyConnection(Connection, Protocol):
     def slow(self, seconds: float) -> None: ...
 
 
+@runtime_checkable
+class LookupConnection(Connection, Protocol):
+    """A client that can also look devices up by their names."""
+
+    def finder(self, registry: str) -> Callable[[str], object]: ...
+
+
 class System(Protocol):
     """A way to call a device in another process."""
 

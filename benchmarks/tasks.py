@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import zmq
 
-from benchmarks.system import BusyConnection, Connection, SignalConnection, System
+from benchmarks.system import BusyConnection, Connection, LookupConnection, SignalConnection, System
 
 TEXT = "a short text"
 WARM_UP = 20
 QUIET = 0.5  # without an event for so long, no more are expected
 PING_PAUSE = 0.005
 REPLY_LIMIT_MS = 5000
+
+
+def times_of(call: Callable[[str], object], arguments: Iterable[str], seconds: float) -> list[float]:
+    """Times of calls, one after the other, with one argument each."""
+    clock = time.perf_counter
+    times = []
+    end = clock() + seconds
+    for argument in arguments:
+        before = clock()
+        call(argument)
+        after = clock()
+        times.append(after - before)
+        if after > end:
+            break
+    return times
 
 
 class Tasks:
@@ -32,17 +49,25 @@ class Tasks:
 
     def echo(self, seconds: float) -> float:
         """Median time of one call."""
-        echo, clock = self._connection.echo, time.perf_counter
+        return median(self._echoes(seconds))
+
+    def echo_tail(self, seconds: float) -> tuple[float, float]:
+        """Median and 99th percentile of the time of one call."""
+        times = self._echoes(seconds)
+        return median(times), quantiles(times, n=100)[98]
+
+    def _echoes(self, seconds: float) -> list[float]:
         self.warm_up()
-        times = []
-        after = clock()
-        end = after + seconds
-        while after < end:
-            before = clock()
-            echo(TEXT)
-            after = clock()
-            times.append(after - before)
-        return median(times)
+        return times_of(self._connection.echo, itertools.repeat(TEXT), seconds)
+
+    def find(self, registry: str, names: list[str], seconds: float) -> float:
+        """Median time of one look-up."""
+        if not isinstance(self._connection, LookupConnection):
+            raise TypeError("no look-up here")
+        find = self._connection.finder(registry)
+        for name in names[:WARM_UP]:
+            find(name)
+        return median(times_of(find, itertools.cycle(names), seconds))
 
     def warm_up(self) -> None:
         """Some calls that nobody counts, and that are right."""

@@ -1,5 +1,6 @@
 """Calls functions of the program for each change, on a thread of its own: one that raises or blocks harms nobody."""
 
+import contextlib
 import logging
 import queue
 import threading
@@ -52,8 +53,9 @@ class Callbacks:
                 self._news.put_nowait(None)
                 break
             except queue.Full:
-                self._news.get_nowait()
-        if self._thread.ident is not None:
+                with contextlib.suppress(queue.Empty):
+                    self._news.get_nowait()
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(STOP_TIME)
 
     def _call(self) -> None:

@@ -16,10 +16,12 @@ import zmq
 from rpc_kit import RegistryClient
 from rpc_kit.cli import CommandError, UsageError
 from rpc_kit.cli.main import Parser, run_command
+from rpc_kit.cli.serve import NO_DESCRIPTOR
 from rpc_kit.discovery import Announcement
 from rpc_kit.errors import MissingExtra
 from rpc_kit.logs import set_up_logging
 from rpc_kit.messages import Entry
+from rpc_kit.process import stopped_by_signals
 from rpc_kit.sockets import ZmqContext
 from rpc_kit.watching import RegistryEvent
 
@@ -85,14 +87,16 @@ def _serve(options: argparse.Namespace) -> int:
             registry = DeviceRegistry(context, found.addr, found.port, store)
         except (OSError, ValueError) as exc:
             raise CommandError(str(exc)) from exc
-        logger.info("serving %d devices at %s, kept in %s", len(registry.get_devices()), registry.url, found.store)
-        print(registry.url, flush=True)
-        announcement = _announcement(found, registry)
-        try:
-            registry.run()
-        finally:
-            if announcement is not None:
-                announcement.close()
+        # From here on, not only while it serves.
+        with stopped_by_signals(lambda number: registry.stop(), NO_DESCRIPTOR):
+            logger.info("serving %d devices at %s, kept in %s", len(registry.get_devices()), registry.url, found.store)
+            print(registry.url, flush=True)
+            announcement = _announcement(found, registry)
+            try:
+                registry.run()
+            finally:
+                if announcement is not None:
+                    announcement.close()
     return 0
 
 
@@ -122,7 +126,7 @@ def _list(options: argparse.Namespace) -> int:
         entries = [
             entry
             for entry in client.list(options.type)
-            if all(_as_text(entry.metadata.get(key)) == value for key, _, value in pairs)
+            if all(key in entry.metadata and _as_text(entry.metadata[key]) == value for key, _, value in pairs)
         ]
     _show(entries, options.json)
     return 0
@@ -192,7 +196,8 @@ def _as_json(entry: Entry) -> str:
 
 
 def _as_text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    # Nobody has looked at what devices say of themselves: nothing of it is for the terminal.
+    return value if isinstance(value, str) and value.isprintable() else json.dumps(value)
 
 
 def _as_date(seconds: float) -> str:

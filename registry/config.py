@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from rpc_kit.cli.device_file import user_folder
+
 from .stores.base import Store
 from .stores.memory import MemoryStore
 from .stores.sqlite import SqliteStore, default_file
@@ -84,7 +86,8 @@ def make_store(text: str) -> Store:
     if kind == "memory" and not rest:
         return MemoryStore()
     if kind == "sqlite":
-        return SqliteStore(Path(rest).expanduser() if rest else default_file())
+        # Not that of Path, which raises RuntimeError when there is no home.
+        return SqliteStore(Path(os.path.expanduser(rest)) if rest else default_file())
     if kind == "etcd" and rest:
         from .stores.etcd import EtcdStore  # brings an HTTP client with it
 
@@ -93,8 +96,8 @@ def make_store(text: str) -> Store:
 
 
 def _usual_files() -> list[Path]:
-    home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return [Path(home).expanduser() / "rpc-kit" / "registry.toml", Path("/etc/rpc-kit/registry.toml")]
+    folders = [user_folder(), Path("/etc")]
+    return [folder / "rpc-kit" / "registry.toml" for folder in folders if folder is not None]
 
 
 def _of_file(path: Path) -> dict[str, Any]:

@@ -5,13 +5,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Literal
 
 from rpc_kit.errors import DeviceNotFound, ServerBusy, StoreError
 from rpc_kit.messages import Entry, Registration, Scalar
 
 from .stores.base import Conflict, Store
-from .table import Change, Reason, Table, check_lease
+from .table import LONGEST_TEXT, Change, Reason, Table, check_lease
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,8 @@ MOST_ATTEMPTS = 20
 """So often a change is planned again because another registry was faster."""
 MOST_WAITERS = 10_000
 """So many may wait for a name at once."""
+LONGEST_LAG = 5.0
+"""After so long without news from a shared store look-ups are refused: other registries know better, s."""
 LONGEST_WAIT = 3600.0
 """How long anybody may wait for a name, s."""
 
@@ -49,6 +52,7 @@ class Directory:
         self._changed = threading.Condition()
         self._closed = False
         self._waiters: dict[str, list[tuple[float, Future[Entry]]]] = {}
+        self._unkept: tuple[Entry, ...] = ()
         store.open(self._apply)
         # What was kept is no news.
         self._listener = listener
@@ -60,7 +64,7 @@ class Directory:
                 with self._changed:
                     change = self._table.plan(asked, time.time())
                 try:
-                    self._store.save(change)
+                    self._save(change)
                 except Conflict:
                     continue
             assert change.added is not None
@@ -111,7 +115,8 @@ class Directory:
         return entry
 
     def find(self, name: str) -> Entry:
-        """The entry of that name; raises DeviceNotFound when there is none."""
+        """The entry of that name; raises DeviceNotFound when there is none, StoreError when there is no telling."""
+        self._check_news()
         with self._changed:
             entry = self._table.find(name)
         if entry is None:
@@ -119,7 +124,8 @@ class Directory:
         return entry
 
     def entries(self, device_type: str | None = None, metadata: Mapping[str, Scalar] | None = None) -> list[Entry]:
-        """The entries in the order of their registration."""
+        """The entries in the order of their registration; raises StoreError when there is no telling."""
+        self._check_news()
         with self._changed:
             return self._table.entries(device_type, metadata)
 
@@ -127,6 +133,10 @@ class Directory:
         """The entry of that name as soon as there is one; DeviceNotFound when `timeout` seconds are over."""
         if not 0 <= timeout <= LONGEST_WAIT:
             raise ValueError(f"timeout is a number of seconds up to {LONGEST_WAIT:.0f}, not {timeout}")
+        if len(name) > 2 * LONGEST_TEXT:
+            # It would be kept until then.
+            raise ValueError(f"no device has a name of {len(name)} characters")
+        self._check_news()
         future: Future[Entry] = Future()
         with self._changed:
             entry = self._table.find(name)
@@ -162,6 +172,11 @@ class Directory:
         with self._store.exclusive:
             self._store.close()
 
+    def _check_news(self) -> None:
+        lag = self._store.lag()
+        if lag > LONGEST_LAG:
+            raise StoreError(f"the store has not been heard of for {lag:.0f} s: ask another registry")
+
     def _apply(self, change: Change) -> None:
         with self._changed:
             known = change.added is not None and change.added.uuid in self._table
@@ -184,20 +199,34 @@ class Directory:
                 due = () if self._closed else self._table.due()
             for entry in due:
                 logger.info("%s at %s has not renewed its lease", entry.name, entry.address)
-            if due:
-                self._save_removal(Change(due, "expired"))
+            for _ in range(MOST_ATTEMPTS):
+                if not due:
+                    break
+                try:
+                    self._save_removal(Change(due, "expired"))
+                    break
+                except Conflict:
+                    with self._changed:
+                        # What somebody else has changed lives on.
+                        due = tuple(each for each in due if self._table.get(each.uuid) is each)
 
     def _save_removal(self, change: Change) -> None:
         try:
-            self._store.save(change)
+            self._save(change)
         except Conflict:
             raise
         except StoreError as exc:
             if self._store.is_remote:
                 raise
-            # They are gone all the same: what is still in the store ends with its lease.
+            # They are gone all the same: what is still in the store goes with the next change, or ends with its lease.
             logger.error("a removal is not kept: %s", exc)
+            self._unkept += change.removed
             self._apply(change)
+
+    def _save(self, change: Change) -> None:
+        """Save a change, with the removals that were not kept so far."""
+        self._store.save(replace(change, removed=(*self._unkept, *change.removed)) if self._unkept else change)
+        self._unkept = ()
 
     def _give_up(self) -> None:
         now = time.monotonic()

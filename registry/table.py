@@ -92,7 +92,8 @@ class Table:
         lease = FIRST_LEASE if asked.alive_timeout is None else check_lease(asked.alive_timeout)
         _check(asked)
         known = self._entries.get(asked.uuid)
-        found = [self._by_address.get(asked.addr), self._by_name.get(asked.name) if asked.overwrite else None]
+        takes_name = asked.overwrite and known is None
+        found = [self._by_address.get(asked.addr), self._by_name.get(asked.name) if takes_name else None]
         removed = {each.uuid: each for each in found if each is not None and each is not known}
         if known is None and len(self._entries) - len(removed) >= MAX_ENTRIES:
             raise ValueError(f"the registry is full: {MAX_ENTRIES} devices")
@@ -117,10 +118,17 @@ class Table:
         if change.added is None:
             return
         entry = change.added
-        if entry.uuid in self._entries:
-            self._forget(self._entries[entry.uuid])
+        known = self._entries.get(entry.uuid)
+        if known is not None:
+            self._forget(known)
         self._entries[entry.uuid] = self._by_name[entry.name] = self._by_address[entry.address] = entry
-        self._by_type.setdefault(entry.device_type, {})[entry.uuid] = entry
+        if known is None or known.device_type == entry.device_type:
+            self._by_type.setdefault(entry.device_type, {})[entry.uuid] = entry
+        else:
+            self._leave_type(known)
+            # Not behind those that came later.
+            alike = [each for each in self._entries.values() if each.device_type == entry.device_type]
+            self._by_type[entry.device_type] = {each.uuid: each for each in alike}
         if change.lease is not None:
             self._lease(entry.uuid, change.lease)
 
@@ -162,12 +170,14 @@ class Table:
     def _free_name(self, asked: Registration, freed: set[str]) -> str:
         base = asked.name or asked.device_type
         candidate = asked.name or f"{base}-0"
-        number = self._taken_up_to.get(base, 0)
+        lower = [before for other, before in map(_numbered, freed) if other == base]
+        number = min([self._taken_up_to.get(base, 0), *lower])
         while candidate in self._by_name and candidate not in freed:
             number += 1
             candidate = f"{base}-{number}"
-            # Where the next search begins; the name itself is not taken yet.
-            self._taken_up_to[base] = number - 1
+            if number > 1:
+                # Where the next search begins; the name itself is not taken yet.
+                self._taken_up_to[base] = number - 1
         return candidate
 
     def _lease(self, key: str, lease: float) -> None:
@@ -183,20 +193,30 @@ class Table:
         if entry is not None:
             self._ends.pop(key, None)
             self._forget(entry)
+            self._leave_type(entry)
+
+    def _leave_type(self, entry: Entry) -> None:
+        alike = self._by_type[entry.device_type]
+        del alike[entry.uuid]
+        if not alike:
+            del self._by_type[entry.device_type]
 
     def _forget(self, entry: Entry) -> None:
         for index, value in ((self._by_name, entry.name), (self._by_address, entry.address)):
             if index.get(value) is entry:
                 del index[value]
-        alike = self._by_type[entry.device_type]
-        del alike[entry.uuid]
-        if not alike:
-            del self._by_type[entry.device_type]
         # The search for a free name begins at the lowest that may be free.
-        base, _, number = entry.name.rpartition("-")
-        if base in self._taken_up_to and number.isascii() and number.isdigit():
-            self._taken_up_to[base] = min(self._taken_up_to[base], max(int(number) - 1, 0))
-        self._taken_up_to.pop(entry.name, None)
+        base, before = _numbered(entry.name)
+        if before < self._taken_up_to.get(base, 0):
+            self._taken_up_to[base] = before
+            if not before:
+                del self._taken_up_to[base]
+
+
+def _numbered(name: str) -> tuple[str, int]:
+    """Of a name that ends with a number: what stands before, and the number before that one, at least 0."""
+    base, _, number = name.rpartition("-")
+    return (base, max(int(number) - 1, 0)) if number.isascii() and number.isdigit() else (name, 0)
 
 
 def matches(entry: Entry, metadata: Mapping[str, Scalar]) -> bool:
@@ -213,7 +233,8 @@ def check_lease(lease: float) -> float:
 
 def _check(asked: Registration) -> None:
     texts = (asked.device_type, asked.addr, asked.name, asked.interface, asked.interface_hash, asked.epoch)
-    if not asked.device_type or not asked.addr or max(map(len, (*texts, *asked.addresses))) > LONGEST_TEXT:
+    needed = (asked.device_type, asked.addr, *asked.addresses)
+    if not all(needed) or max(map(len, (*texts, *needed))) > LONGEST_TEXT:
         raise ValueError(f"device type and addresses are texts of 1 to {LONGEST_TEXT} characters")
     if not all(map(str.isprintable, (*texts, *asked.addresses, *asked.metadata))):
         raise ValueError("device type, addresses, name and the names of metadata are printable texts")

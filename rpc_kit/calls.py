@@ -32,6 +32,8 @@ QUIET = 1.0
 """After so long without a reply a server that was found by its name may have moved, s."""
 PROBE_TIME = 1.0
 """How long each address of a server has to answer, s."""
+PAUSE = 0.1
+"""After a registry did not know where a server is, before it is asked again, s."""
 
 R = TypeVar("R", bound=Reply)
 
@@ -172,7 +174,10 @@ class Calls:
             When the request cannot be sent as JSON; the server was not asked.
         """
         if self._locate is not None and time.monotonic() - self._heard > QUIET:
-            self._follow(self._locate, what)
+            try:
+                self._follow(self._locate, what)
+            except zmq.ZMQError as exc:
+                raise self._translated(exc, what) from None
         request_id = request.id = (self.client_id, next(self._numbers))
         wait = self._slice
         if timeout is not None:
@@ -220,14 +225,26 @@ class Calls:
         ServerLost
             When it cannot be found within `liveness`; nothing was executed.
         """
+        if self._closed or self._forks != _forks:
+            return  # the call itself will say so
         deadline = time.monotonic() + self._liveness
-        url = answering(self._context, [self.url], PROBE_TIME)
+        # Another device may have got the url meanwhile.
+        known = Entry("", "", "", self.url, epoch=self.epoch) if self.epoch else None
+        url = answering(self._context, [self.url], PROBE_TIME, known)
         while url is None and not self._closed:
             entry = locate()
             if entry is not None:
                 url = answering(self._context, entry.addresses or [entry.address], PROBE_TIME, entry)
-            if url is None and time.monotonic() > deadline:
-                raise ServerLost(f"{what}: nothing answers at {self.url}, nor where the registry says; not executed")
+                if url is not None:
+                    self.epoch = entry.epoch
+                elif entry.stale and (url := answering(self._context, [self.url], PROBE_TIME)):
+                    self.epoch = ""  # with no registry to ask: it was restarted where it was
+            if url is None:
+                if time.monotonic() > deadline:
+                    raise ServerLost(
+                        f"{what}: nothing answers at {self.url}, nor where the registry says; not executed"
+                    )
+                time.sleep(PAUSE)
         if url is not None and url != self.url:
             logger.info("the server at %s is at %s now", self.url, url)
             self.url = url
@@ -373,12 +390,15 @@ def answering(
         while asked and (left := deadline - time.monotonic()) > 0:
             for made, _ in poller.poll(int(left * 1000) + 1):
                 poller.unregister(made)
-                url = asked[made]
+                url = asked.pop(made)
                 try:
                     facts = parse_facts(made.recv())
                 except ProtocolError:
                     continue
-                if entry is None or facts.epoch == entry.epoch or facts.name == entry.name:
+                finally:
+                    made.close()
+                # Names are given anew by each registry, a run of a server has one epoch everywhere.
+                if entry is None or (facts.epoch == entry.epoch if entry.epoch else facts.name == entry.name):
                     return url
                 logger.debug("%s is at %s, not %s", facts.name, url, entry.name)
     finally:

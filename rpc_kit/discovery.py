@@ -99,9 +99,9 @@ def _urls_of_mdns(timeout: float) -> list[str]:
     def browse() -> None:
         import asyncio
 
-        from . import mdns
-
         try:
+            from . import mdns
+
             urls.extend(asyncio.run(mdns.browse(timeout)))
         except Exception as exc:
             problems.append(exc)
@@ -150,7 +150,8 @@ class Announcement:
     MissingExtra
         When zeroconf is not installed.
     ValueError
-        When there is no address, or one is neither numeric nor a wildcard, or the port is none.
+        When there is no address, or one that is neither a wildcard nor numeric, or that needs the name of an interface
+        (``fe80::1%eth0``), or when the port is none.
     """
 
     def __init__(self, addresses: Sequence[str], port: int, name: str | None = None) -> None:

@@ -7,7 +7,7 @@ import traceback as tracebacks
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
 from msgspec import UNSET, Struct
 
@@ -35,6 +35,7 @@ LONGEST_TRACEBACK = 100_000
 _HERE = os.path.dirname(__file__) + os.sep
 
 
+@final
 class Pending(Struct):
     """A reply that comes later: what `finish` makes of the future's result."""
 
@@ -115,24 +116,25 @@ class Dispatcher:
 
     def answer(self, request: AnyRequest) -> Frames | Pending:
         """The reply to any request, never an exception."""
-        return self._guarded(request, self._handlers.get(type(request), _unknown), request)
+        try:
+            return self._handlers.get(type(request), _unknown)(request)
+        except BaseException as exc:  # noqa: B036 - raised again in a forked process
+            return self._caught(request, exc)
 
     def settle(self, request: AnyRequest, pending: Pending) -> Frames:
         """The reply to a request whose future is done, never an exception."""
-        frames = self._guarded(request, lambda future: pending.finish(future.result(0)), pending.future)
-        assert not isinstance(frames, Pending)
-        return frames
-
-    def _guarded(self, request: AnyRequest, handler: Handler, argument: Any) -> Frames | Pending:
         try:
-            return handler(argument)
-        except Exception as exc:
+            return pending.finish(pending.future.result(0))
+        except BaseException as exc:  # noqa: B036 - raised again in a forked process
+            return self._caught(request, exc)
+
+    def _caught(self, request: AnyRequest, exc: BaseException) -> Frames:
+        if isinstance(exc, Exception):
             return self.failure(request, exc)
-        except BaseException as exc:
-            if os.getpid() != self._pid:
-                raise  # a process that the method forked is to end
-            # SystemExit and KeyboardInterrupt of a device method end the call, not the server.
-            return self.failure(request, DeviceExit(exc))
+        if os.getpid() != self._pid:
+            raise exc  # a process that the method forked is to end
+        # SystemExit and KeyboardInterrupt of a device method end the call, not the server.
+        return self.failure(request, DeviceExit(exc))
 
     def never_came(self, request: AnyRequest) -> bool:
         """Whether a request whose id is unknown cannot have been executed before: it is new, or sent late enough."""

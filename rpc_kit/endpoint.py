@@ -208,7 +208,7 @@ class Endpoint:
                 return None
             if not self._stopping:
                 reply = self._dispatcher.answer(request)
-                if isinstance(reply, Pending):
+                if type(reply) is Pending:
                     self._postpone(Call(envelope, request, 0.0, 0), reply)
                 else:
                     send_reply(self._socket, envelope, reply)
@@ -260,9 +260,11 @@ class Endpoint:
             self._running = None
         if self._taken:
             self._waker.wake()
-        if isinstance(reply, Pending):
+        if call is self._given_up:
+            pass  # its caller has been told
+        elif type(reply) is Pending:
             self._postpone(call, reply)
-        elif call is not self._given_up:
+        else:
             self._reply(call, reply)
         if time.monotonic() - started > SLOW:
             self._slow.add(member)

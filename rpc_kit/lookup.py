@@ -34,6 +34,8 @@ LOOK_UP_TIME = 5.0
 """How long all registries together have to answer, s."""
 SHARE = 1.0
 """After so long without an answer the next registry is asked, s."""
+PAUSE = 0.1
+"""After all registries have failed, before they are asked again, s."""
 OUTAGE = 10.0
 """For so long after no registry has answered, each look-up waits for half a second only, s."""
 
@@ -77,11 +79,14 @@ class RegistryClient:
         check_context(self._context)
         self.urls = registry_urls(registries)
         self._timeout = timeout
-        self._calls = {url: Calls(self._context, url, REGISTRY_LIVENESS) for url in self.urls}
         self._preferred = self.urls[0]
         self._remembered: dict[str, Entry] = {}
+        self._has_listed = False
         self._lost_at = -OUTAGE
         self._watches: list[RegistryWatch] = []
+        self._calls: dict[str, Calls] = {}
+        for url in self.urls:
+            self._calls[url] = Calls(self._context, url, REGISTRY_LIVENESS)
 
     def list(self, device_type: str | None = None, **metadata: Scalar) -> "list[Entry]":
         """The registered devices, all or those of one type and with these metadata, in the order of registration.
@@ -89,20 +94,20 @@ class RegistryClient:
         Raises
         ------
         RegistryUnreachable
-            When no registry answers, and nothing is remembered (a ConnectionError).
+            When no registry answers, and all devices were never listed before (a ConnectionError).
         """
         try:
             found: list[Entry] = _entries(self._ask("list", [device_type], metadata, self._patience()))
         except RegistryUnreachable:
-            if not self._remembered:
+            if not (self._has_listed and self._remembered):
                 raise
             return [
                 replace(entry, stale=True)
-                for entry in self._remembered.values()
+                for entry in [*self._remembered.values()]
                 if device_type in (None, entry.device_type) and metadata.items() <= entry.metadata.items()
             ]
         if device_type is None and not metadata:
-            self._remembered = {entry.name: entry for entry in found}
+            self._remembered, self._has_listed = {entry.name: entry for entry in found}, True
         return found
 
     def find(self, name: str) -> Entry:
@@ -115,8 +120,11 @@ class RegistryClient:
         RegistryUnreachable
             When no registry answers, and the device is not remembered (a ConnectionError).
         """
+        return self._find(name, self._patience())
+
+    def _find(self, name: str, timeout: float) -> Entry:
         try:
-            found: Entry = _entry(self._ask("find", [name], {}, self._patience()))
+            found: Entry = _entry(self._ask("find", [name], {}, timeout))
         except RegistryUnreachable:
             if name not in self._remembered:
                 raise
@@ -181,7 +189,7 @@ class RegistryClient:
         self.close()
 
     def __del__(self) -> None:
-        if "_watches" in self.__dict__:
+        if "_calls" in self.__dict__:
             self.close()
 
     def _patience(self) -> float:
@@ -192,10 +200,14 @@ class RegistryClient:
         deadline = time.monotonic() + timeout
         failure: Exception | None = None
         while failure is None or time.monotonic() < deadline:
-            for url in sorted(self.urls, key=self._preferred.__ne__):
+            if failure is not None:
+                time.sleep(PAUSE)
+            for number, url in enumerate(sorted(self.urls, key=self._preferred.__ne__)):
                 left = max(0.05, deadline - time.monotonic())
+                # What is left is for those that were not asked yet, too: the first may be silent.
+                share = left if len(self.urls) == 1 else min(left / (len(self.urls) - number), SHARE)
                 try:
-                    result = self._ask_one(url, method, args, kwargs, left)
+                    result = self._ask_one(url, method, args, kwargs, left, share)
                 except _PASSED_ON as exc:
                     logger.debug("the registry at %s: %s", url, exc)
                     failure = exc
@@ -205,8 +217,9 @@ class RegistryClient:
         self._lost_at = time.monotonic()
         raise RegistryUnreachable(f"no registry answers at {', '.join(self.urls)}: {failure}") from failure
 
-    def _ask_one(self, url: str, method: str, args: Sequence[Any], kwargs: dict[str, Any], left: float) -> Any:
-        limit = left if len(self.urls) == 1 else min(left, SHARE)
+    def _ask_one(
+        self, url: str, method: str, args: Sequence[Any], kwargs: dict[str, Any], left: float, limit: float
+    ) -> Any:
         if method == "wait_for":
             args, limit = [*args, left], left + REGISTRY_LIVENESS
         request = MethodCall(method=method, params=Params([*args], kwargs))
@@ -272,7 +285,7 @@ def connect(
     try:
         if "://" not in name:
             registries = RegistryClient(registry, used)
-            locate = _Locator(registries, name)
+            locate = _Locator(registries, name, liveness / 2)
             url = _address_of(used, registries.wait_for(name, wait) if wait else registries.find(name))
         return cast(I, made(used, url, timeout, on_error=on_error, liveness=liveness, locate=locate))
     except BaseException:
@@ -292,14 +305,15 @@ def _address_of(context: ZmqContext, entry: Entry) -> str:
 class _Locator:
     """Says where the registry knows a device to be."""
 
-    def __init__(self, registries: RegistryClient, name: str) -> None:
+    def __init__(self, registries: RegistryClient, name: str, timeout: float) -> None:
         self._registries = registries
         self._name = name
+        self._timeout = timeout
         self.close = registries.close
 
     def __call__(self) -> Entry | None:
         try:
-            return self._registries.find(self._name)
+            return self._registries._find(self._name, self._timeout)
         except (DeviceNotFound, RegistryUnreachable):
             return None
 

@@ -5,7 +5,9 @@ import contextlib
 import ipaddress
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence, Set
 
 import ifaddr
 from zeroconf import DNSQuestionType, InterfaceChoice, ServiceStateChange, Zeroconf
@@ -16,17 +18,31 @@ from .addresses import Address
 logger = logging.getLogger(__name__)
 
 SERVICE_TYPE = "_rpc-registry._tcp.local."
+LOOPBACK = "127.0.0.1"
 MOST_FOUND = 32
 """So many registries are looked at, and so many addresses of each: anybody in the network can announce some."""
 EXTRA_TIME = 0.2
 """How long others may answer after the first registry was found, s."""
 RECHECK_TIME = 15.0
 """How often an announcement looks whether this host got other addresses, s."""
+IP_MULTICAST_ALL = 49
+"""An option of Linux, which the socket module does not have."""
 LONGEST_LABEL = 50
 """DNS has room for 63 bytes, with what makes the name unique."""
 
 _WILDCARDS = {"*": (4,), "0.0.0.0": (4,), "::": (4, 6)}
 """The versions of IP by which a server bound to a wildcard is reached."""
+
+_WAYS: list[tuple[list[str] | InterfaceChoice, bool, DNSQuestionType]] = [
+    ([LOOPBACK], True, DNSQuestionType.QU),
+    (InterfaceChoice.All, True, DNSQuestionType.QU),
+    (InterfaceChoice.All, False, DNSQuestionType.QM),
+]
+"""How registries are asked for: where, at a port of our own or at that of all, and for answers to us or to all.
+
+Answers to all are sent once a second at most, and so come late when others have just asked. Answers to us may get lost
+at a firewall, or at another program if it is not at a port of our own. The first way reaches nobody but this host.
+"""
 
 _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -35,40 +51,52 @@ _Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 async def browse(timeout: float) -> list[str]:
     """The urls of the registries that are announced, in the order of their names; waits for the first."""
     own = _own_interfaces()
-    asked: dict[str, asyncio.Task[None]] = {}
-    found: dict[str, list[str]] = {}
+    asked: dict[tuple[Zeroconf, str], asyncio.Task[None]] = {}
+    found: dict[tuple[str, int], set[_IP]] = {}
     some = asyncio.Event()
-    # Answers by multicast: of the programs on a host only one gets what is sent to its address and port.
-    multicast = DNSQuestionType.QM
+    here: set[Zeroconf] = set()
+    problem = None
 
     async def resolve(zeroconf: Zeroconf, name: str) -> None:
         info = AsyncServiceInfo(SERVICE_TYPE, name)
-        if await info.async_request(zeroconf, timeout * 1000, multicast):
-            found[name] = ranked_urls(info.parsed_addresses(), info.port or 0, own)
-            if found[name]:
+        if await info.async_request(zeroconf, timeout * 1000) and info.port:
+            addresses = {each for each in map(ipaddress.ip_address, info.parsed_addresses()) if _is_usable(each)}
+            # The loopback of another host is none of ours.
+            addresses = {each for each in addresses if zeroconf in here or not each.is_loopback}
+            if addresses:
+                found.setdefault((name, info.port), set()).update(addresses)
                 some.set()
 
     def see(zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
-        if name not in asked and len(asked) < MOST_FOUND:
-            asked[name] = asyncio.ensure_future(resolve(zeroconf, name))
+        if (zeroconf, name) not in asked and len(asked) < 3 * MOST_FOUND:
+            asked[zeroconf, name] = asyncio.ensure_future(resolve(zeroconf, name))
 
-    async with _multicast(InterfaceChoice.All) as service:
-        try:
-            async with AsyncServiceBrowser(service.zeroconf, SERVICE_TYPE, [see], question_type=multicast):
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(timeout):
-                        await some.wait()
-                        await asyncio.sleep(EXTRA_TIME)
-        finally:
-            for task in asked.values():
-                task.cancel()
-            await asyncio.gather(*asked.values(), return_exceptions=True)  # what is damaged is left out
-    return list(dict.fromkeys(url for name in sorted(found) for url in found[name]))
+    async with contextlib.AsyncExitStack() as stack:
+        for interfaces, unicast, kind in _WAYS:
+            try:
+                zeroconf = (await stack.enter_async_context(_opened(interfaces, unicast))).zeroconf
+            except OSError as exc:
+                problem = exc  # such as a program that has the port of all for itself
+                continue
+            if interfaces == [LOOPBACK]:
+                here.add(zeroconf)
+            browser = AsyncServiceBrowser(zeroconf, SERVICE_TYPE, [see], question_type=kind)
+            await stack.enter_async_context(browser)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await some.wait()
+                await asyncio.sleep(EXTRA_TIME)
+        for task in asked.values():
+            task.cancel()
+        await asyncio.gather(*asked.values(), return_exceptions=True)  # what is damaged is left out
+    if problem is not None and not found:
+        raise problem
+    names = sorted(found)[:MOST_FOUND]
+    return list(dict.fromkeys(url for name in names for url in ranked_urls(found[name], name[1], own)))
 
 
-def ranked_urls(hosts: Iterable[str], port: int, own: Sequence[_Interface]) -> list[str]:
+def ranked_urls(addresses: Set[_IP], port: int, own: Sequence[_Interface]) -> list[str]:
     """The urls at which a registry may be reached: first in networks of ours, then IPv4, then IPv6."""
-    addresses = {address for address in map(ipaddress.ip_address, hosts) if _is_usable(address)}
     ours = {each.ip for each in own}
     is_here = addresses <= ours
 
@@ -78,8 +106,6 @@ def ranked_urls(hosts: Iterable[str], port: int, own: Sequence[_Interface]) -> l
         is_near = any(address in each.network for each in own)
         return is_misleading, not is_near, address.version, int(address)
 
-    if not 1 <= port <= 65535:
-        return []
     return [str(Address("tcp", str(address), port)) for address in sorted(addresses, key=rank)[:MOST_FOUND]]
 
 
@@ -97,19 +123,19 @@ def _own_interfaces() -> list[_Interface]:
 
 
 def check_addresses(addresses: Sequence[str]) -> None:
-    """Raise ValueError unless there are some, all of them numeric or wildcards."""
+    """Raise ValueError unless there are some, and all of them are wildcards or numeric ones that a url can have."""
     if not addresses:
         raise ValueError("there is no address to announce")
     for address in addresses:
-        if address not in _WILDCARDS:
-            ipaddress.ip_address(address)
+        if address not in _WILDCARDS and not _is_usable(ipaddress.ip_address(address)):
+            raise ValueError(f"{address} cannot be announced: others cannot connect to it")
 
 
 @contextlib.asynccontextmanager
-async def _multicast(interfaces: Sequence[str] | InterfaceChoice) -> AsyncIterator[AsyncZeroconf]:
+async def _opened(interfaces: list[str] | InterfaceChoice, unicast: bool = False) -> AsyncIterator[AsyncZeroconf]:
     if not any(each.version == 4 for each in _own_interfaces()):
         raise OSError("this host has no address of IPv4")
-    service = AsyncZeroconf(interfaces=interfaces)
+    service = AsyncZeroconf(interfaces, unicast)
     try:
         # A cancellation while it starts would leave it half open.
         await asyncio.shield(service.zeroconf.async_wait_for_start())
@@ -149,10 +175,19 @@ async def _announce(addresses: Sequence[str], port: int, label: str, server: str
         server=server,
         parsed_addresses=hosts,
     )
-    async with _multicast(["127.0.0.1"] if is_local else InterfaceChoice.All) as service:
+    async with _opened([LOOPBACK] if is_local else InterfaceChoice.All) as service:
+        if is_local:
+            _keep_to_own_interfaces(service)
         await (await service.async_register_service(info, allow_name_change=True))
         while hosts == _reachable(addresses) and not _is_cancelled():
             await _pause()
+
+
+def _keep_to_own_interfaces(service: AsyncZeroconf) -> None:
+    """Hear no questions that come by interfaces where only other programs of this host listen, as Linux lets it."""
+    if sys.platform == "linux":
+        for reader in service.zeroconf.engine.readers:
+            reader.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_IP, IP_MULTICAST_ALL, 0)
 
 
 async def _pause() -> None:
@@ -176,4 +211,4 @@ def _reachable(addresses: Iterable[str]) -> list[str]:
         own = [each.ip for each in _own_interfaces() if each.version in _WILDCARDS[address] and _is_usable(each.ip)]
         yield from [ip for ip in own if not ip.is_loopback] or own
 
-    return list(dict.fromkeys(str(ip) for address in addresses for ip in expanded(address)))
+    return sorted({str(ip) for address in addresses for ip in expanded(address)})

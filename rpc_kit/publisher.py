@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import zmq
@@ -11,13 +11,16 @@ import zmq
 from .addresses import Address
 from .messages import SignalEvent, Subscribed
 from .signals import BoundSignal
-from .sockets import Waker, Watch, ZmqContext, ZmqSocket, readable, send_frame, server_socket
+from .sockets import Waker, Watch, ZmqContext, ZmqSocket, bind_also, readable, send_frame, server_socket
 from .wire import Frames, confirmation_frames, event_frames, event_frames_v1
 
 logger = logging.getLogger(__name__)
 
 ROUND = 100
 """So many subscriptions are looked at before an event may be published."""
+
+PORT_ATTEMPTS = 20
+"""So many ports are tried until one is free on all hosts of a server."""
 
 _SUBSCRIBED = 1
 
@@ -29,15 +32,25 @@ class Publisher:
     ----------
     address
         The bound address of the server; signals go out on other ports of the same host.
+    further
+        Hosts where the server is bound as well.
     epoch
         Random id of the server run.
     signals
         The signals of the device, by name.
     """
 
-    def __init__(self, context: ZmqContext, address: Address, epoch: str, signals: dict[str, BoundSignal]) -> None:
+    def __init__(
+        self,
+        context: ZmqContext,
+        address: Address,
+        epoch: str,
+        signals: dict[str, BoundSignal],
+        further: Sequence[Address] = (),
+    ) -> None:
         self._context = context
         self._address = address
+        self._further = further
         self._epoch = epoch
         self._signals = signals
         # A signal may be emitted by a listener of another one, and a collected socket may log: hence reentrant.
@@ -66,7 +79,7 @@ class Publisher:
                 raise RuntimeError("the server is closed")
             if version == 1 and self._plain is None:
                 host = self._address if self._address.transport == "tcp" else Address("tcp", "127.0.0.1")
-                self._plain = server_socket(self._context, zmq.PUB, host.with_port(0))
+                self._plain = self._bound(zmq.PUB, host.with_port(0))
             elif version == 2 and self._events is None:
                 self._open_events()
             self._be_watched()
@@ -98,9 +111,24 @@ class Publisher:
             wanted = self._address.with_port(0)
         else:
             wanted = self._address.with_host(f"{self._address.host}.events")
-        self._events = server_socket(self._context, zmq.XPUB, wanted)
+        self._events = self._bound(zmq.XPUB, wanted)
         # Each subscription is passed up, also one that a client repeats after its connection broke.
         self._events[0].setsockopt(zmq.XPUB_VERBOSE, 1)
+
+    def _bound(self, kind: int, address: Address) -> tuple[ZmqSocket, Address]:
+        """A socket that is bound on all hosts of the server, at the same port: clients know the host already."""
+        for attempt in range(PORT_ATTEMPTS):
+            made, bound = server_socket(self._context, kind, address)
+            try:
+                for each in self._further:
+                    bind_also(made, each.with_port(bound.port or 0))
+            except OSError:
+                made.close()
+                if attempt == PORT_ATTEMPTS - 1:
+                    raise
+            else:
+                return made, bound
+        raise AssertionError
 
     def _be_watched(self) -> None:
         if self._greeter.ident is None:

@@ -52,17 +52,18 @@ class Member:
         self.name = ""
         self.uuid = ""
         self.registry_url = ""
-        self.refusal: RegistryRefused | None = None
+        self.refusal: Exception | None = None
         self.tried = threading.Event()
         self.left = threading.Event()
         self.is_leaving = False
+        self.is_lost = False
         self.heard = time.monotonic()
         self.told: Registration | None = None
 
     def note_miss(self) -> None:
         """No registry has answered."""
         if self.max_missed is not None and time.monotonic() - self.heard > self.max_missed * self.lease / 3:
-            self.max_missed = None
+            self.max_missed, self.is_lost = None, True
             logger.error("no registry has answered for %.0f s: stopping", time.monotonic() - self.heard)
             self.lost()
 
@@ -79,7 +80,8 @@ class Registrar:
     """
 
     _running: dict[tuple[int, int, tuple[str, ...]], "Registrar"] = {}
-    _registry_of_registrars = threading.Lock()
+    # Reentrant, as a device that is collected meanwhile leaves.
+    _registry_of_registrars = threading.RLock()
 
     def __init__(self, context: ZmqContext, urls: Sequence[str]) -> None:
         self._context = context
@@ -89,6 +91,7 @@ class Registrar:
         self._changed = threading.Condition(self._registry_of_registrars)
         self._next = 0.0
         self._backoff = 0.0
+        self._thread = threading.Thread(target=self._run, name="rpc-registrar", daemon=True)
 
     @classmethod
     def add(cls, context: ZmqContext, urls: Sequence[str], member: Member) -> None:
@@ -98,13 +101,15 @@ class Registrar:
         ------
         RegistryRefused
             When the registry does not accept it.
+        ValueError
+            When nothing can connect to a url.
         """
         with cls._registry_of_registrars:
             registrar = cls._running.get((os.getpid(), id(context), tuple(urls)))
             if registrar is None:
                 registrar = cls(context, urls)
+                registrar._thread.start()
                 cls._running[registrar._key] = registrar
-                threading.Thread(target=registrar._run, name="rpc-registrar", daemon=True).start()
             registrar._members.append(member)
             registrar._changed.notify_all()
         member.tried.wait(2 * registration.REGISTRY_TIMEOUT * len(urls) + 1)
@@ -128,7 +133,8 @@ class Registrar:
                 return
             member.is_leaving = True
             self._changed.notify_all()
-        member.left.wait(2 * registration.REGISTRY_TIMEOUT * len(self._urls) + 1)
+        if threading.current_thread() is not self._thread:
+            member.left.wait(2 * registration.REGISTRY_TIMEOUT * len(self._urls) + 1)
 
     def _run(self) -> None:
         try:
@@ -136,7 +142,8 @@ class Registrar:
                 self._round(members)
         except Exception:
             logger.exception("the registrar failed: no lease is renewed any more")
-            self._end()
+            with self._changed:
+                self._end()
 
     def _wait(self) -> list[Member]:
         """The members when there is something to do; none at the end."""
@@ -148,16 +155,18 @@ class Registrar:
                 if pause <= 0:
                     return list(self._members)
                 self._changed.wait(pause)
-        self._end()
+            # Before the lock is let go, as a device that comes now is to get a registrar that runs.
+            self._end()
         return []
 
     def _end(self) -> None:
-        with self._changed:
-            self._running.pop(self._key, None)
-            for member in self._members:
-                member.tried.set()
-                member.left.set()
-            self._members.clear()
+        self._running.pop(self._key, None)
+        for member in self._members:
+            if member.uuid:
+                logger.warning("%s could not be unregistered at %s", member.name, ", ".join(self._urls))
+            member.tried.set()
+            member.left.set()
+        self._members.clear()
 
     def _round(self, members: list[Member]) -> None:
         for member in [each for each in members if each.is_leaving]:
@@ -165,48 +174,65 @@ class Registrar:
             self._leave(member)
         is_due = time.monotonic() >= self._next
         fresh = [each for each in members if not each.tried.is_set()]
-        answered = all([self._enter(each) for each in fresh])
+        answered = self._enter_all(fresh)
         if is_due:
             known = [each for each in members if each.uuid and each not in fresh]
             answered &= self._renew(known)
-            answered &= all([self._enter(each) for each in members if not each.uuid and each not in fresh])
+            answered &= self._enter_all([each for each in members if not each.uuid and each not in fresh])
         if not members:
             return
         regular = min(each.lease for each in members) / 3
         now = time.monotonic()
         if not answered:
-            self._backoff = min(2 * self._backoff or FIRST_BACKOFF, regular)
-            self._next = now + self._backoff
-            logger.warning("no registry answers at %s; next try in %.1f s", ", ".join(self._urls), self._backoff)
+            pause = self._backoff = min(2 * self._backoff or FIRST_BACKOFF, regular)
+            logger.warning("no registry answers at %s; next try in %.1f s", ", ".join(self._urls), pause)
         elif is_due or fresh:
             self._backoff = 0.0
             # Jitter, so that the devices of a lab do not all renew at the same moment.
             pause = regular * random.uniform(0.8, 1.0)
-            self._next = now + (min(pause, FIRST_RENEWAL) if fresh else pause)
+            pause = min(pause, FIRST_RENEWAL) if fresh else pause
+        else:
+            return
+        # Devices that come one after the other do not put off the renewals of the others.
+        self._next = now + pause if is_due else min(self._next, now + pause)
+
+    def _enter_all(self, members: list[Member]) -> bool:
+        """Register; whether a registry has answered. One device waits for it in vain, not each of them."""
+        answered = True
+        for member in members:
+            if answered:
+                answered = self._enter(member)
+            else:
+                member.note_miss()
+            member.tried.set()
+        return answered
 
     def _enter(self, member: Member) -> bool:
         """Register; whether a registry has answered."""
         reply = None
         try:
             for url in list(self._urls):
-                member.told = member.describe(url)
-                reply = self._ask(url, EventType.REGISTER, member.told)
+                told = member.describe(url)
+                reply = self._ask(url, EventType.REGISTER, told)
                 if reply is not None:
+                    member.told = told
                     break
-        except RegistryRefused as exc:
+        except Exception as exc:
+            # Also a device that cannot say where it is, which must not keep the others from being renewed.
             if member.tried.is_set():
                 logger.error("%s is not registered: %s", member.name, exc)
-            member.refusal = exc
-        if reply is not None and reply.get("uuid"):
-            known = member.name
-            member.name, member.uuid = str(reply.get("name", "")), str(reply["uuid"])
-            member.heard, member.refusal, member.registry_url = time.monotonic(), None, self._urls[0]
-            if known:
-                logger.info("registered again at %s as %s", self._urls[0], member.name)
-        elif member.refusal is None:
+            else:
+                member.refusal = exc
+            return True
+        if reply is None or not reply.get("uuid"):
             member.note_miss()
-        member.tried.set()
-        return bool(member.uuid)
+            return False
+        known = member.name
+        member.name, member.uuid = str(reply.get("name", "")), str(reply["uuid"])
+        member.heard, member.registry_url = time.monotonic(), self._urls[0]
+        if known:
+            logger.info("registered again at %s as %s", self._urls[0], member.name)
+        return True
 
     def _renew(self, members: list[Member]) -> bool:
         """Renew all leases; whether a registry has answered."""
@@ -220,11 +246,10 @@ class Registrar:
                     member.note_miss()
                 continue
             for member in some:
-                member.heard = time.monotonic()
+                member.heard, member.registry_url = time.monotonic(), self._urls[0]
                 if member.uuid in unknown:
                     member.uuid = ""
-                elif member.told is not None and self._has_moved(member):
-                    answered &= self._enter(member)
+            answered &= self._enter_all([each for each in some if each.uuid and self._has_moved(each)])
         return answered
 
     def _renew_some(self, members: list[Member]) -> set[str] | None:
@@ -234,9 +259,10 @@ class Registrar:
             try:
                 if len(leases) > 1:
                     reply = self._ask(url, EventType.RENEW, Renewals(leases))
-                    if reply is not None:
-                        return {str(each) for each in reply.get("unknown") or ()}
-                    continue
+                    if reply is None:
+                        continue
+                    unknown = reply.get("unknown")
+                    return set(map(str, unknown)) if isinstance(unknown, list) else set()
             except RegistryRefused:
                 pass  # one of version 1 renews one device at a time
             unknown = set()
@@ -256,7 +282,11 @@ class Registrar:
 
     def _has_moved(self, member: Member) -> bool:
         """Whether the device has other addresses than the registry knows."""
-        now = member.describe(member.registry_url)
+        try:
+            now = member.describe(member.registry_url)
+        except Exception as exc:
+            logger.error("where %s is cannot be told: %s", member.name, exc)
+            return False
         return member.told is not None and (now.addr, now.addresses) != (member.told.addr, member.told.addresses)
 
     def _leave(self, member: Member) -> None:

@@ -24,7 +24,7 @@ from .messages import Registration, Scalar
 from .process import shorter_switch_interval, stopped_by_signals
 from .publisher import Publisher, bound_signals
 from .registrar import Member, Registrar
-from .sockets import DRAIN_TIME, HARD_LIMIT, ZmqContext, check_context, server_socket
+from .sockets import DRAIN_TIME, HARD_LIMIT, ZmqContext, bind_also, check_context, server_socket
 from .systemd import Notifier
 from .wire import ReplyWriter
 
@@ -34,6 +34,8 @@ MAX_REQUEST = 64 << 20
 """Largest request that is accepted unless the server says otherwise, bytes."""
 LONGEST_LEASE = 7 * 86400
 """What a registry grants, s."""
+MOST_ADDRESSES = 32
+"""What a registry takes; a host of containers may have more."""
 CLOSE_TIME = 10.0
 """How long leaving a `with` block waits for the method that runs, s."""
 SWITCH_INTERVAL = 0.0005
@@ -47,7 +49,7 @@ class ServerEngine:
         self,
         device: "RPCServer",
         context: ZmqContext,
-        url: str,
+        urls: Sequence[str],
         remote_stop: bool,
         max_request: int,
         control: Mapping[type, Handler],
@@ -68,11 +70,18 @@ class ServerEngine:
         self._described = implemented_by(type(device), RPCServer)
         self._stopped_by: list[signal.Signals] = []
         wake_url = f"inproc://rpc-kit-{epoch}"
-        self._socket, self.address = server_socket(context, zmq.ROUTER, Address.parse(url))
+        wanted = [Address.parse(url) for url in urls]
+        if not wanted or (len(wanted) > 1 and any(each.transport != "tcp" or each.is_wildcard for each in wanted)):
+            raise ValueError(f"a server listens at one url, or at tcp urls of several hosts, not at {', '.join(urls)}")
+        self._socket, self.address = server_socket(context, zmq.ROUTER, wanted[0])
         try:
+            self.further = [
+                bind_also(self._socket, each if each.port else each.with_port(self.address.port or 0))
+                for each in wanted[1:]
+            ]
             self._socket.bind(wake_url)
             self.publisher = Publisher(
-                context, self.address, epoch, bound_signals(device, self.interface.signals)
+                context, self.address, epoch, bound_signals(device, self.interface.signals), self.further
             )
             # By a proxy, so that a device that nobody holds any more is finalized at once, before its sockets.
             dispatcher = Dispatcher(weakref.proxy(device), self.interface, self, ReplyWriter(epoch), control)
@@ -101,9 +110,10 @@ class ServerEngine:
         self.endpoint.stop()
 
     def reachable_at(self, peer: Address | None) -> str:
-        """The url by which others connect; a wildcard is replaced by the own address towards `peer`."""
+        """The url by which others connect: of several, and of a wildcard, the one towards `peer`."""
         if not self.address.is_wildcard:
-            return str(self.address)
+            here = host_towards(peer) if peer is not None and self.further else ""
+            return str(next((each for each in self.further if each.host == here), self.address))
         return str(self.address.with_host(host_towards(peer or Address("tcp", "192.0.2.1"))))
 
     def register(
@@ -146,8 +156,9 @@ class ServerEngine:
 
     def _all_addresses(self) -> list[str]:
         if not self.address.is_wildcard:
-            return []
-        return [str(self.address.with_host(host)) for host in own_addresses(self.address.is_ipv6)]
+            return [str(each) for each in (self.address, *self.further)]
+        found = own_addresses(self.address.is_ipv6)[:MOST_ADDRESSES]
+        return [str(self.address.with_host(host)) for host in found]
 
     def serve(self, switch_interval: float | None) -> None:
         """The body of serve_forever."""
@@ -159,7 +170,7 @@ class ServerEngine:
             self.serving = threading.current_thread()
         try:
             with shorter_switch_interval(switch_interval), stopped_by_signals(
-                self._stop_on, self.endpoint.signal_descriptor()
+                self.stop_on, self.endpoint.signal_descriptor()
             ):
                 self.notifier.ready()
                 self.endpoint.serve()
@@ -189,7 +200,8 @@ class ServerEngine:
             self.ended = True
         self._close()
 
-    def _stop_on(self, number: signal.Signals) -> None:
+    def stop_on(self, number: signal.Signals) -> None:
+        """A signal has come."""
         self._stopped_by.append(number)
         self.endpoint.stop()
 
@@ -232,10 +244,10 @@ class RPCServer:
     Parameters
     ----------
     context : zmq.Context
-    url : str
+    url : str or sequence of str
         Where to listen: ``tcp://*:9000``, ``tcp://127.0.0.1:0`` for any free port, ``tcp://[::1]:9000``,
-        ``ipc://path``,
-        ``inproc://name``; without a port a random one from 10000 to 12000.
+        ``ipc://path``, ``inproc://name``; without a port a random one from 10000 to 12000. Several tcp urls for some
+        of the host's networks.
     alive_timeout : float, default 60
         Lease in the registry, s: so long after a crash the device is still listed.
     remote_stop : bool, default True
@@ -260,7 +272,7 @@ class RPCServer:
     def __init__(
         self,
         context: ZmqContext,
-        url: str,
+        url: str | Sequence[str],
         alive_timeout: float = 60,
         *,
         remote_stop: bool = True,
@@ -269,10 +281,9 @@ class RPCServer:
         check_context(context)
         if not 0 < max_request <= HARD_LIMIT:
             raise ValueError(f"max_request is a number of bytes up to {HARD_LIMIT}, not {max_request}")
-        if not 0 < alive_timeout <= LONGEST_LEASE:
-            raise ValueError(f"alive_timeout is a number of seconds up to {LONGEST_LEASE}, not {alive_timeout}")
-        self._alive_timeout = alive_timeout
-        self._rpc = ServerEngine(self, context, url, remote_stop, max_request, self._control_handlers())
+        self._alive_timeout = _checked_lease(alive_timeout)
+        urls = [url] if isinstance(url, str) else list(url)
+        self._rpc = ServerEngine(self, context, urls, remote_stop, max_request, self._control_handlers())
         super().__init__()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -290,7 +301,7 @@ class RPCServer:
 
     @property
     def url(self) -> str:
-        """Where the server listens, with the port it got."""
+        """Where the server listens, with the port it got; of several urls the first."""
         return str(self._rpc.address)
 
     @property
@@ -333,6 +344,7 @@ class RPCServer:
         *,
         metadata: Mapping[str, Scalar] | None = None,
         max_missed: int | None = None,
+        alive_timeout: float | None = None,
     ) -> str:
         """Register the device, and keep it registered until the server ends.
 
@@ -354,6 +366,8 @@ class RPCServer:
             and ``version`` (of rpc-kit) are added.
         max_missed : int, optional
             Stop the server when so many renewals in a row, a third of the lease apart, were not answered.
+        alive_timeout : float, optional
+            The lease, s, in the place of the one that the server was made with.
 
         Returns
         -------
@@ -372,6 +386,8 @@ class RPCServer:
         urls = registry_urls(registry_url)
         if max_missed is not None and max_missed < 1:
             raise ValueError(f"max_missed is a positive number or None, not {max_missed}")
+        if alive_timeout is not None:
+            self._alive_timeout = _checked_lease(alive_timeout)
         asked = self._rpc.registration(type_, name, overwrite, metadata or {})
         asked.alive_timeout = self._alive_timeout
         return self._rpc.register(urls, asked, self._alive_timeout, max_missed)
@@ -417,6 +433,12 @@ class RPCServer:
     def __del__(self) -> None:
         if "_rpc" in self.__dict__:
             self._rpc.close()
+
+
+def _checked_lease(seconds: float) -> float:
+    if not 0 < seconds <= LONGEST_LEASE:
+        raise ValueError(f"alive_timeout is a number of seconds up to {LONGEST_LEASE}, not {seconds}")
+    return seconds
 
 
 @lru_cache(maxsize=1)

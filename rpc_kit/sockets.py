@@ -82,6 +82,19 @@ def server_socket(context: ZmqContext, kind: int, address: Address) -> tuple[Zmq
         raise
 
 
+def bind_also(made: ZmqSocket, address: Address) -> Address:
+    """Bind a server's socket to a further address; the address with the port it got.
+
+    Raises
+    ------
+    OSError
+        When it cannot be bound; names it.
+    """
+    if address.is_ipv6:
+        made.setsockopt(zmq.IPV6, 1)
+    return _bind(made, address)
+
+
 def _bind(made: ZmqSocket, address: Address) -> Address:
     numeric = address.to_bind()
     if address.transport != "tcp":

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from .calls import Calls
 from .convert import converter
-from .errors import CallTimeout, RPCError
+from .errors import CallTimeout
 from .messages import Entry, MethodCall, Ping
 from .sockets import ZmqContext
 from .subscriber import HANDSHAKE_TIMEOUT, RPCSignalReceiver
@@ -87,16 +87,17 @@ class RegistryWatch:
                 return
             try:
                 self._watch(url)
-            except (RPCError, OSError, ValueError, TypeError) as exc:
+            except Exception as exc:
                 logger.warning("the registry at %s is not watched any more: %s", url, exc)
                 self._stopped.wait(PAUSE)
 
     def _watch(self, url: str) -> None:
         """Watch one registry until it is lost."""
         calls = Calls(self._context, url, REGISTRY_LIVENESS)
-        receiver = RPCSignalReceiver(self._context, calls, _SIGNALS, self._put, self._resync)
+        receiver: RPCSignalReceiver | None = None
         try:
             calls.ask(Ping(), REGISTRY_LIVENESS, "PING")
+            receiver = RPCSignalReceiver(self._context, calls, _SIGNALS, self._put, self._resync)
             receiver.start()
             if not receiver.subscribed.wait(HANDSHAKE_TIMEOUT):
                 raise CallTimeout(f"no signals within {HANDSHAKE_TIMEOUT:g} s")
@@ -111,7 +112,8 @@ class RegistryWatch:
                     calls.ask(Ping(), REGISTRY_LIVENESS, "PING")
         finally:
             calls.close()
-            receiver.stop()
+            if receiver is not None:
+                receiver.stop()
 
     def _put(self, signal: str, args: list[Any]) -> None:
         try:
@@ -127,6 +129,9 @@ class RegistryWatch:
 
     def _compare(self, calls: Calls) -> None:
         """Ask for all devices, and tell what is different from what is known."""
+        # What has come before is older than the list, and would bring back what was if it were taken after it.
+        for _ in range(self._news.qsize()):
+            self._take(*self._news.get_nowait())
         request = MethodCall(method="list")
         reply, _ = calls.exchange(request, HANDSHAKE_TIMEOUT, "list", parse_reply)
         if not reply.success:

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import logging
+import socket
 import sys
 import threading
 import time
@@ -29,23 +30,22 @@ def announce(options: argparse.Namespace) -> None:
 
 
 def find(options: argparse.Namespace) -> None:
-    """Look until all the given urls are found, at least once; print what the last look found."""
-    mdns.MOST_FOUND = options.most
+    """Look until all the given urls are found, and then so many times more; print what the last looks found."""
+    mdns.MOST_FOUND, mdns.EXTRA_TIME = options.most, options.extra
 
     async def in_a_loop() -> list[str]:
-        asyncio.get_running_loop().slow_callback_duration = LIMIT
         return registry_urls(timeout=options.timeout)
 
-    deadline = time.monotonic() + LIMIT
-    while True:
+    def look() -> list[str] | str:
         try:
-            found = asyncio.run(in_a_loop()) if options.loop else registry_urls(timeout=options.timeout)
+            return asyncio.run(in_a_loop()) if options.loop else registry_urls(timeout=options.timeout)
         except NoRegistry as exc:
-            found = []
-            reason = str(exc).rpartition("; ")[2]
-        if set(options.words) <= set(found) or time.monotonic() > deadline:
-            break
-    print(json.dumps(found or reason), flush=True)
+            return str(exc).rpartition("; ")[2]
+
+    deadline = time.monotonic() + LIMIT
+    while not set(options.words) <= set(found := look()) and time.monotonic() < deadline:
+        pass
+    print(json.dumps([look() for _ in range(options.more)] or found), flush=True)
 
 
 def crowd(options: argparse.Namespace) -> None:
@@ -70,6 +70,14 @@ def crowd(options: argparse.Namespace) -> None:
     asyncio.run(announce_all())
 
 
+def block(options: argparse.Namespace) -> None:
+    """Have the port of mDNS for itself."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as alone:
+        alone.bind(("", 5353))
+        print("blocking", flush=True)
+        sys.stdin.read()
+
+
 def watch(options: argparse.Namespace) -> None:
     """Print what comes and goes."""
 
@@ -82,13 +90,15 @@ def watch(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    roles = {each.__name__: each for each in (announce, find, crowd, watch)}
+    roles = {each.__name__: each for each in (announce, find, crowd, block, watch)}
     parser = argparse.ArgumentParser()
     parser.add_argument("role", choices=roles)
     parser.add_argument("words", nargs="*")
     parser.add_argument("--port", type=int)
     parser.add_argument("--name")
     parser.add_argument("--most", type=int, default=mdns.MOST_FOUND)
+    parser.add_argument("--extra", type=float, default=mdns.EXTRA_TIME)
+    parser.add_argument("--more", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=3.0)
     parser.add_argument("--loop", action="store_true")
     options = parser.parse_intermixed_args()

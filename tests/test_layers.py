@@ -18,12 +18,16 @@ ORDER = """
     rpc_kit.cli rpc_kit.cli.device_class rpc_kit.cli.device_file rpc_kit.cli.serve rpc_kit.cli.units rpc_kit.cli.main
     rpc_kit.cli.__main__ rpc_kit.__main__
     registry.table registry.stores registry.stores.base registry.stores.memory registry.stores.sqlite
-    registry.stores.etcd_client registry.stores.etcd_mirror registry.stores.etcd registry.directory registry.interface
+    registry.stores.etcd_mirror registry.stores.etcd_client registry.stores.etcd registry.directory registry.interface
     registry.callbacks registry.service registry registry.config registry.cli registry.__main__
 """.split()
 NUMBERS = {module: number for number, module in enumerate(ORDER)}
 CORE_DEPENDENCIES = {"zmq", "msgspec", "numpy", "decorator", "sdnotify"}
-EXTRAS = {"rpc_kit.discovery": {"zeroconf"}, "rpc_kit.mdns": {"zeroconf", "ifaddr"}}
+EXTRAS = {
+    "rpc_kit.discovery": {"zeroconf"},
+    "rpc_kit.mdns": {"zeroconf", "ifaddr"},
+    "registry.stores.etcd_client": {"etcd3gw", "requests"},
+}
 """What a module may import besides, where it is used."""
 MODULE_LIMIT = 400
 FUNCTION_LIMIT = 50

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rpc_kit.mdns import MOST_FOUND, check_addresses, ranked_urls
+from tests.devices import LIMIT
 from tests.helpers import Program
 from tests.real.hosts import Hosts, Namespace
 from tests.real.parts import require
@@ -16,6 +17,9 @@ Start = Callable[..., Program]
 
 OWN = [ipaddress.ip_interface(each) for each in ("127.0.0.1/8", "192.168.1.7/24", "172.17.0.1/16", "fd00::7/64")]
 """What a host with a bridge of Docker has."""
+
+
+URLS = [f"tcp://127.0.0.1:{port}" for port in range(5001, 5009)]
 
 
 @pytest.fixture
@@ -40,7 +44,7 @@ def hosts() -> Iterator[Hosts]:
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Starts the programs in a network; Python makes them say what they leave open."""
-    monkeypatch.setenv("PYTHONDEVMODE", "1")
+    monkeypatch.setenv("PYTHONWARNINGS", "default::ResourceWarning")
     monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
     monkeypatch.delenv("RPC_REGISTRY", raising=False)
     programs = []
@@ -88,9 +92,8 @@ def test_registries_of_one_name_are_all_found(here: Namespace, start: Start) -> 
     """Two registries of the same name, announced at the same time on the same host, are both found."""
     for port in ("5001", "5002"):
         start(here, "announce", "127.0.0.1", "--port", port, "--name", "laboratory")
-    urls = ["tcp://127.0.0.1:5001", "tcp://127.0.0.1:5002"]
 
-    assert urls == sorted(found(start(here, "find", *urls)))
+    assert URLS[:2] == sorted(found(start(here, "find", *URLS[:2])))
 
 
 def test_order_is_that_of_the_names(here: Namespace, start: Start) -> None:
@@ -102,14 +105,21 @@ def test_order_is_that_of_the_names(here: Namespace, start: Start) -> None:
     assert urls == found(start(here, "find", *urls))
 
 
+def test_one_look_finds_all(here: Namespace, start: Start) -> None:
+    """Each look finds all registries, also when another one was just before it."""
+    for port in range(5001, 5004):
+        start(here, "announce", "127.0.0.1", "--port", str(port), "--name", str(port))
+
+    assert 5 * [URLS[:3]] == found(start(here, "find", *URLS[:3], "--more", "5", "--extra", "0.4"))
+
+
 def test_any_name_is_announced(here: Namespace, start: Start) -> None:
     """What DNS does not take in a name is left out or replaced."""
     names = ["a.b._tcp.local.", "zwölf\n\x01", "µ" * 200, "", "\udcff", "-", "a" * 49 + "ü"]
     for port, name in enumerate(names, 5001):
         start(here, "announce", "127.0.0.1", "--port", str(port), f"--name={name}")
-    urls = [f"tcp://127.0.0.1:{port}" for port, _ in enumerate(names, 5001)]
 
-    assert urls == sorted(found(start(here, "find", *urls)))
+    assert URLS[: len(names)] == sorted(found(start(here, "find", *URLS[: len(names)])))
 
 
 def test_closed_announcement_is_withdrawn(here: Namespace, start: Start) -> None:
@@ -155,8 +165,8 @@ def test_number_of_registries_is_limited(here: Namespace, start: Start) -> None:
     """Somebody who announces many registries makes nobody look at all of them."""
     start(here, "crowd", *(f"127.0.0.1/{port}" for port in range(5001, 5009)))
 
-    assert 5 == len(found(start(here, "find", "--most", "5")))
-    assert 8 == len(found(start(here, "find", *(f"tcp://127.0.0.1:{port}" for port in range(5001, 5009)))))
+    assert 5 == len(found(start(here, "find", "--most", "5", "--extra", "0.8")))
+    assert URLS == found(start(here, "find", *URLS))
 
 
 def test_host_without_a_network(here: Namespace, start: Start) -> None:
@@ -176,12 +186,27 @@ def test_host_without_a_network(here: Namespace, start: Start) -> None:
 
 def test_registry_on_another_host(hosts: Hosts, start: Start) -> None:
     """A registry on all interfaces is found on other hosts, one on the loopback only on its own."""
-    start(hosts[0], "announce", "*", "--port", "5001", "--name", "a")
-    start(hosts[0], "announce", "127.0.0.1", "--port", "5002", "--name", "b")
-    both = [f"tcp://{hosts[0].address}:5001", "tcp://127.0.0.1:5002"]
-
+    start(hosts[0], "announce", "127.0.0.1", "--port", "5001", "--name", "a")
+    start(hosts[0], "announce", "*", "--port", "5002", "--name", "b")
+    both = ["tcp://127.0.0.1:5001", f"tcp://{hosts[0].address}:5002"]
     assert both == found(start(hosts[0], "find", *both))
-    assert both[:1] == found(start(hosts[1], "find"))
+
+    watcher = start(hosts[1], "watch")
+    assert both[1:] == found(start(hosts[1], "find", both[1]))
+    assert "Added b" == watcher.output.readline().strip()
+    assert "" == watcher.process.communicate(timeout=LIMIT)[0]
+
+
+def test_port_in_use_by_another_program(hosts: Hosts, start: Start) -> None:
+    """Where another program has the port of mDNS for itself, registries are found all the same."""
+    start(hosts[1], "block")
+    start(hosts[0], "announce", "*", "--port", "5001")
+    url = f"tcp://{hosts[0].address}:5001"
+
+    assert [url] == json.loads(start(hosts[1], "find", url).line)
+    assert "mDNS is not available: [Errno 98] Address already in use" == json.loads(
+        start(hosts[1], "find", "--timeout", "0").line
+    )
 
 
 @pytest.mark.parametrize(
@@ -199,15 +224,17 @@ def test_registry_on_another_host(hosts: Hosts, start: Start) -> None:
 )
 def test_likely_urls_come_first(announced: str, expected: str) -> None:
     """First come networks of ours, then IPv4, then IPv6; last what would lead to a bridge of our own."""
-    assert [f"tcp://{host}:5555" for host in expected.split()] == ranked_urls(announced.split(), 5555, OWN)
+    addresses = {*map(ipaddress.ip_address, announced.split())}
+
+    assert [f"tcp://{host}:5555" for host in expected.split()] == ranked_urls(addresses, 5555, OWN)
 
 
 def test_number_of_urls_is_limited() -> None:
     """A registry with very many addresses gets a limited number of urls."""
-    assert MOST_FOUND == len(ranked_urls([f"10.0.0.{number}" for number in range(200)], 5555, OWN))
+    assert MOST_FOUND == len(ranked_urls({*ipaddress.ip_network("10.0.0.0/24")}, 5555, OWN))
 
 
-@pytest.mark.parametrize("addresses", [[], ["localhost"], ["eth0"], ["127.0.0.1", ""], ["tcp://127.0.0.1:5555"]])
+@pytest.mark.parametrize("addresses", [[], ["localhost"], ["eth0"], ["127.0.0.1", ""], ["tcp://127.0.0.1:5555"], ["fe80::1%eth0"]])
 def test_addresses_that_cannot_be_announced(addresses: list[str]) -> None:
     """Names are no addresses."""
     with pytest.raises(ValueError):

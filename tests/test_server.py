@@ -2,6 +2,7 @@
 
 import gc
 import os
+import queue
 import signal
 import sys
 import threading
@@ -293,3 +294,25 @@ def test_class_that_is_abstract(context: Any) -> None:
 
     with pytest.raises(TypeError, match="abstract"):
         Half(context, URL)  # type: ignore[abstract]
+
+
+def test_several_urls(serve: Any, registry: Any, context: Any) -> None:
+    """A server on several networks is reached on each, signals included, and the registry knows them all."""
+    device = serve(InstrumentServer, ["tcp://127.0.0.1:0", "tcp://127.0.0.2", "tcp://[::1]:0"])
+    device.register_to_registry("scope", "left", registry.url)
+    (entry,) = registry.list()
+
+    assert tuple(f"tcp://{host}:{device.port}" for host in ("127.0.0.1", "127.0.0.2", "[::1]")) == entry.addresses
+    for url in entry.addresses:
+        heard: queue.Queue[float] = queue.Queue()
+        with InstrumentClient(context, url) as client:
+            client.level_changed.connect(heard.put)
+            device.level_changed.emit(1.5)
+            assert 1.5 == heard.get(timeout=LIMIT)
+
+
+@pytest.mark.parametrize("urls", [[], ["tcp://*:0", "tcp://127.0.0.1:0"], ["ipc://x", "tcp://127.0.0.1:0"]])
+def test_several_urls_that_make_no_sense(context: Any, urls: list[str]) -> None:
+    """Several urls are tcp urls of several hosts."""
+    with pytest.raises(ValueError, match="a server listens at one url, or at tcp urls of several hosts"):
+        InstrumentServer(context, urls)

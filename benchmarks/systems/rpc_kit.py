@@ -9,7 +9,7 @@ from collections.abc import Callable
 import zmq
 
 from benchmarks.system import Listener, frame, paced
-from rpc_kit import RPCClient, RPCServer, RPCSignal
+from rpc_kit import RegistryClient, RPCClient, RPCServer, RPCSignal
 
 
 class Bench(ABC):
@@ -33,8 +33,8 @@ class Bench(ABC):
 
 
 class Device(Bench, RPCServer):
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], url: str) -> None:
-        super().__init__(context, url)
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], url: str, alive_timeout: float = 60) -> None:
+        super().__init__(context, url, alive_timeout)
 
     def echo(self, text: str) -> str:
         return text
@@ -79,6 +79,9 @@ class RpcKitConnection:
     def image(self, size: int) -> memoryview:
         image, _ = self.client.image(size)
         return image
+
+    def finder(self, registry: str) -> Callable[[str], object]:
+        return RegistryClient(registry, zmq.Context.instance()).find
 
     def subscribe(self, listener: Listener) -> None:
         self.client.ticked.connect(listener)

@@ -63,6 +63,10 @@ class Store(ABC):
             When they cannot be kept.
         """
 
+    def lag(self) -> float:
+        """For how long what others have changed may not have been heard of, s."""
+        return 0.0
+
     @abstractmethod
     def close(self) -> None:
         """Let go of everything; idempotent."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,40 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
 """Between two attempts to hear of changes, s."""
 RENEWAL_TIME = 10.0
 """How long any of several renewals may take, s."""
+LONGEST_TURN = 3.0
+"""How long a thread waits for its turn after a conflict, s."""
 CLOSE_TIME = 5.0
 """How long closing waits for the thread that hears of changes, s."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    """A lease in etcd, and when it was granted."""
+
+    id: int
+    seconds: int
+    granted: float
+
+
+class _Turns(threading.local):
+    """Lets threads pass all at once, but those whose last change met a conflict one after the other.
+
+    Those also keep the lease for their change. Otherwise a crowd that wants the same name would hinder itself, and
+    somebody would always be late.
+    """
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self._is_locked = False
+        self.lost = False
+        self.lease: _Lease | None = None
+
+    def __enter__(self) -> None:
+        self._is_locked = self.lost and self._lock.acquire(timeout=LONGEST_TURN)
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._is_locked:
+            self._lock.release()
 
 
 class EtcdStore(Store):
@@ -81,7 +114,7 @@ class EtcdStore(Store):
             from . import etcd_client
         except ModuleNotFoundError as exc:
             raise MissingExtra("etcd3gw is not installed: pip install rpc-kit[etcd]") from exc
-        self.exclusive = contextlib.nullcontext()
+        self.exclusive = self._turns = _Turns(threading.Lock())
         tls = {"ca_cert": ca_cert, "cert_cert": cert_cert, "cert_key": cert_key}
         self._cluster = etcd_client.Cluster(endpoints, timeout, tls)
         self._mirror = Mirror(prefix.encode())
@@ -105,7 +138,12 @@ class EtcdStore(Store):
         self._thread.start()
 
     def save(self, change: Change) -> None:
-        self._commit(change)
+        self._turns.lost = False
+        try:
+            self._commit(change)
+        except Conflict:
+            self._turns.lost = True
+            raise
 
     def renew(self, leases: Mapping[str, float]) -> set[str]:
         unknown: set[str] = set()
@@ -176,10 +214,10 @@ class EtcdStore(Store):
                 if self._closing.is_set():
                     return
                 for news in watch:
-                    if failures:
-                        logger.info("etcd is heard again")
-                    failures = 0
                     self._hear(news)
+                if failures:
+                    logger.info("etcd is heard again")
+                failures = 0
             except Behind as exc:
                 logger.info("all is read from etcd again: %s", exc)
                 is_behind = True
@@ -229,21 +267,35 @@ class EtcdStore(Store):
 
     def _commit(self, change: Change, own: Record | None = None) -> None:
         """Make a change in etcd and hear of it; `own` is what it puts anew."""
-        seconds = _whole(change.lease or 0.0)
-        lease_id = self._cluster.grant(seconds) if change.added is not None else 0
+        before = self._turns.lease
+        lease = None if change.added is None else self._lease(_whole(change.lease or 0.0))
         try:
             with self._news:
                 if own is not None and self._mirror.get(own.entry.uuid) is not own:
                     raise Conflict(f"{own.entry.name} has changed meanwhile")
-                wanted = self._mirror.transaction(change, seconds, lease_id)
+                wanted = self._mirror.transaction(change, *((lease.seconds, lease.id) if lease else (0, 0)))
             outcome, is_repeated = self._cluster.transact(wanted)
             self._wait_until_heard(outcome, wanted.keys)
             if not outcome.succeeded and not (is_repeated and wanted.is_done(outcome.found)):
                 raise Conflict("another registry was faster")
         except Conflict:
-            self._revoke([lease_id] if lease_id else [])
+            self._turns.lease = lease
             raise
-        self._revoke(wanted.old_leases)
+        self._revoke(*wanted.old_leases)
+        if lease is not None and lease is before:
+            # Some of its time had passed.
+            with contextlib.suppress(StoreError):
+                self._cluster.keep_alive([lease.id])
+
+    def _lease(self, seconds: int) -> _Lease:
+        """The lease that this thread had got for a change that met a conflict, or a new one."""
+        left, self._turns.lease = self._turns.lease, None
+        now = time.monotonic()
+        if left is not None and left.seconds == seconds and now - left.granted < seconds / 2:
+            return left
+        if left is not None:
+            self._revoke(left.id)
+        return _Lease(self._cluster.grant(seconds), seconds, now)
 
     def _records(self, keys: Iterable[str]) -> dict[str, Record]:
         with self._news:
@@ -283,7 +335,7 @@ class EtcdStore(Store):
             for future in asked.values():
                 future.cancel()
 
-    def _revoke(self, lease_ids: Iterable[int]) -> None:
+    def _revoke(self, *lease_ids: int) -> None:
         for each in lease_ids:
             # Not when the store is closed; they end by themselves.
             with contextlib.suppress(RuntimeError):

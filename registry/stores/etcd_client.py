@@ -33,10 +33,7 @@ BATCH = 100
 """So many leases are renewed by one request."""
 
 T = TypeVar("T")
-FAILURES = (
-    ConnectionFailedError, ConnectionTimeoutError, InternalServerError, requests.RequestException,
-    msgspec.MsgspecError,
-)  # fmt: skip
+FAILURES = (ConnectionFailedError, ConnectionTimeoutError, InternalServerError, OSError, msgspec.MsgspecError)
 """Another member may do better."""
 
 
@@ -165,6 +162,8 @@ class Watch:
                         raise InternalServerError(news.cancel_reason)
                     yield news
             raise ConnectionFailedError("the connection was closed")
+        except StoreError:
+            raise
         except FAILURES as exc:
             if self._closed or heard and "Read timed out" in str(exc):
                 return
@@ -242,7 +241,8 @@ class Cluster:
             tried += 1
             self.avoid(index)
             if time.monotonic() >= deadline:
-                raise StoreError("etcd cannot be reached: " + "; ".join(f"{url} {reason}" for url, reason in sorted(reasons.items())))
+                tried_members = "; ".join(f"{url} {reason}" for url, reason in sorted(reasons.items()))
+                raise StoreError(f"etcd cannot be reached: {tried_members}")
             if tried % len(self.endpoints) == 0:
                 self._closed.wait(PAUSE)
         raise StoreError("the connections to etcd are closed")
@@ -327,7 +327,9 @@ def _below(prefix: bytes) -> dict[str, Any]:
 
 def _checked(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
+    more = parts.path.strip("/") or parts.query or parts.fragment or parts.username
+    # Asking for the port raises ValueError when it is no number.
+    if parts.scheme not in ("http", "https") or not parts.hostname or more or parts.port == 0:
         raise ValueError(f"an endpoint of etcd is http://host:2379 or https://host:2379, not {url!r}")
     return url.rstrip("/")
 
@@ -336,5 +338,6 @@ def _explained(exc: Exception) -> str:
     text = exc.detail_text or "" if isinstance(exc, Etcd3Exception) else str(exc)
     if isinstance(exc, ConnectionTimeoutError) or "timed out" in text and "etcdserver" not in text:
         return "does not answer in time"
-    found = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text) or re.search(r'"(?:message|error)": ?"([^"]+)"', text)
-    return found[1] if found else text[:200]
+    known = (r"\[(?:Errno -?\d+|SSL: \w+)\] ([^'\"()]+)", r'"(?:message|error)": ?"([^"]+)"')
+    found = next(filter(None, (re.search(each, text) for each in known)), None)
+    return found[1].strip() if found else text[:200]

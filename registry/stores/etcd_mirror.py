@@ -141,6 +141,8 @@ class Mirror:
         reasons: dict[str, Reason] = {each.uuid: "replaced" for each in gone if each.name in fresh._records}
         known = {each.entry.uuid: each.entry for each in self._records.values()}
         come = [each.entry for each in fresh._records.values() if known.get(each.entry.uuid) != each.entry]
+        # The keys may be older, as a device may have taken the place of another.
+        come.sort(key=lambda entry: entry.registered)
         self._revisions, self._records = fresh._revisions, fresh._records
         self._names, self._by_address = fresh._names, fresh._by_address
         return _changes(gone, reasons, "expired", come)

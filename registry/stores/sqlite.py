@@ -1,19 +1,21 @@
 """A store in one SQLite file: what was acknowledged is there after a restart, also after ``kill -9``."""
 
+import contextlib
+import errno
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from pathlib import Path
 
 import msgspec
 
+from rpc_kit.convert import decode_json, encode_json
 from rpc_kit.errors import StoreError
 from rpc_kit.messages import Entry
 
-from ..table import Change
+from ..table import Change, check_lease
 from .base import Apply, Store
 
 APPLICATION = 0x7270636B
@@ -29,15 +31,44 @@ _SCHEMA = f"""
 """
 _entries = msgspec.json.Decoder(Entry)
 
+_CLOSED = "it, or its folder, cannot be written to: see to the permissions"
+_REASONS = {
+    sqlite3.SQLITE_BUSY: "another registry uses it: end that one, or choose another file",
+    sqlite3.SQLITE_FULL: "the disk is full: make room",
+    sqlite3.SQLITE_READONLY: _CLOSED,
+    sqlite3.SQLITE_CANTOPEN: _CLOSED,
+    sqlite3.SQLITE_IOERR: "the disk fails, or a quota is used up: see to the disk",
+}
+_CODES = {
+    errno.ENOSPC: sqlite3.SQLITE_FULL,
+    errno.EDQUOT: sqlite3.SQLITE_IOERR,
+    errno.EIO: sqlite3.SQLITE_IOERR,
+    errno.EACCES: sqlite3.SQLITE_CANTOPEN,
+    errno.EPERM: sqlite3.SQLITE_CANTOPEN,
+    errno.EROFS: sqlite3.SQLITE_CANTOPEN,
+}
+"""What SQLite would say to an error of the system."""
+
 
 def default_file() -> Path:
-    """In the state folder of the unit, else that of the host for root, else that of the user (XDG)."""
+    """In the state folder of the unit, else that of the host for root, else that of the user (XDG).
+
+    Raises
+    ------
+    ValueError
+        When the user has no home.
+    """
     if folder := os.environ.get("STATE_DIRECTORY"):
         return Path(folder.split(":")[0]) / "registry.sqlite"
     if os.geteuid() == 0:
         return Path("/var/lib/rpc-kit/registry.sqlite")
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "rpc-kit" / "registry.sqlite"
+    given = os.environ.get("XDG_STATE_HOME", "")
+    try:
+        # A relative one is to be ignored (XDG Base Directory Specification).
+        state = Path(given) if os.path.isabs(given) else Path.home() / ".local" / "state"
+    except RuntimeError as exc:
+        raise ValueError("this user has no home: choose a file, as sqlite:/folder/registry.sqlite") from exc
+    return state / "rpc-kit" / "registry.sqlite"
 
 
 class SqliteStore(Store):
@@ -53,28 +84,27 @@ class SqliteStore(Store):
 
     def __init__(self, file: Path, wall_clock: Callable[[], float] = time.time) -> None:
         self.exclusive = threading.Lock()
-        self._file = file
+        self._file = file.absolute()
         self._wall_clock = wall_clock
         self._rows: dict[str, int] = {}
 
     def open(self, apply: Apply) -> None:
         self._apply = apply
         try:
-            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._make_file()
+            self._refuse_others()
             # Autocommit; one thread at a time, as `exclusive` sees to.
             self._database = sqlite3.connect(self._file, timeout=1.0, isolation_level=None, check_same_thread=False)
-        except (OSError, sqlite3.Error) as exc:
-            raise StoreError(f"the registry's file {self._file} cannot be opened: {exc}") from exc
-        try:
-            self._prepare()
-            self._load()
-        except sqlite3.Error as exc:
-            self._database.close()
-            raise self._explained(exc, "opened") from exc
-        except BaseException:
-            self._database.close()
+            try:
+                self._prepare()
+                self._load()
+            except BaseException:
+                self._database.close()
+                raise
+        except StoreError:
             raise
+        except (OSError, sqlite3.Error) as exc:
+            raise self._explained(exc, "opened") from exc
 
     def save(self, change: Change) -> None:
         try:
@@ -109,48 +139,84 @@ class SqliteStore(Store):
     def close(self) -> None:
         self._database.close()
 
+    def _make_file(self) -> None:
+        self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            pass  # not opened: closing it would end the lock of another store of this process
+
+    def _refuse_others(self) -> None:
+        """See to whom the file belongs without the least change of it.
+
+        SQLite would otherwise merge with it what a process that died has left beside it.
+        """
+        database = sqlite3.connect(f"{self._file.as_uri()}?mode=ro&immutable=1", uri=True)
+        # Without a lock something may seem to be wrong; what really is wrong shows later.
+        with contextlib.closing(database), contextlib.suppress(sqlite3.Error):
+            self._check_origin(database)
+
+    def _check_origin(self, database: sqlite3.Connection) -> bool:
+        """Whether the file is new; raises StoreError when it is not one of ours."""
+        (application,) = database.execute("PRAGMA application_id").fetchone()
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if (application, version, tables) == (0, 0, 0):
+            return True
+        if application != APPLICATION:
+            raise StoreError(f"{self._file} is a database of another program: choose another file; it is left as it is")
+        if version > FORMAT:
+            raise StoreError(
+                f"{self._file} has format {version}, this version of rpc-kit knows {FORMAT}: install the version that "
+                "wrote it, or choose another file; it is left as it is"
+            )
+        return False
+
     def _prepare(self) -> None:
         """Lock the file, and see that it is one of ours, whole and writable."""
         database = self._database
         # The lock is held until the file is closed, and there is no shared memory to be left behind.
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
-        database.execute("PRAGMA journal_mode = WAL")
-        # Safe against the death of the process; a power failure may take the last moments, never the file.
-        database.execute("PRAGMA synchronous = NORMAL")
-        (application,) = database.execute("PRAGMA application_id").fetchone()
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if (application, version, tables) == (0, 0, 0):
-            database.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-        elif application != APPLICATION:
-            raise StoreError(f"{self._file} is a database of another program; it is left as it is")
-        elif version > FORMAT:
-            raise StoreError(
-                f"{self._file} has format {version}, this version of rpc-kit knows {FORMAT}: install the version that "
-                "wrote it, or choose another file; it is left as it is"
-            )
+        database.execute("BEGIN IMMEDIATE")
+        is_new = self._check_origin(database)
         (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
+        database.execute("COMMIT")
+        # Nothing has been written so far.
+        database.execute("PRAGMA journal_mode = WAL")
+        # Safe against the death of the process; a power failure may take the last moments, never the file.
+        database.execute("PRAGMA synchronous = NORMAL")
+        if is_new:
+            database.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
         database.execute(f"PRAGMA user_version = {FORMAT}")  # a write: a full disk shows now
 
     def _load(self) -> None:
         now = self._wall_clock()
-        query = "SELECT id, uuid, entry, lease, ends FROM devices JOIN leases USING (id) ORDER BY id"
+        query = "SELECT id, uuid, entry, lease, ends FROM devices LEFT JOIN leases USING (id) ORDER BY id"
+        found: list[Change] = []
         for row, key, text, lease, ends in self._database.execute(query):
             try:
-                entry = _entries.decode(text)
-            except msgspec.DecodeError as exc:
+                entry = decode_json(text, _entries)
+                # Not longer than the lease, should the clock of the host have been set back.
+                found.append(Change(added=entry, lease=min(ends - now, check_lease(lease))))
+            except (TypeError, ValueError) as exc:
                 raise sqlite3.DatabaseError(f"row {row}: {exc}") from exc
+            if entry.uuid != key:
+                raise sqlite3.DatabaseError(f"row {row} has two uuids")
             self._rows[key] = row
-            # Not longer than the lease, should the clock of the host have been set back.
-            self._apply(Change(added=entry, lease=min(ends - now, lease)))
+        entries = [change.added for change in found if change.added is not None]
+        for values in ({each.name for each in entries}, {each.address for each in entries}):
+            if len(values) < len(entries):
+                raise sqlite3.DatabaseError("two devices have one name or address")
+        for change in found:
+            self._apply(change)
 
     def _insert(self, change: Change) -> int:
         assert change.added is not None and change.lease is not None
         entry, execute = change.added, self._database.execute
         row = self._rows.get(entry.uuid)
-        text = msgspec.json.encode(entry)
+        text = encode_json(entry)
         if row is None:
             row = execute("INSERT INTO devices (uuid, entry) VALUES (?, ?)", (entry.uuid, text)).lastrowid
         else:
@@ -165,17 +231,18 @@ class SqliteStore(Store):
             self._database.execute("DELETE FROM leases WHERE id = ?", (self._rows[key],))
 
     def _roll_back(self) -> None:
-        with closing(self._database.cursor()) as cursor:
+        # What has failed is told already; some failures roll back by themselves.
+        with contextlib.suppress(sqlite3.Error):
             if self._database.in_transaction:
-                cursor.execute("ROLLBACK")
+                self._database.execute("ROLLBACK")
 
-    def _explained(self, exc: sqlite3.Error, what: str) -> StoreError:
-        if "locked" in str(exc) or "busy" in str(exc):
-            why = "another registry uses it: end that one, or choose another file"
-        elif "full" in str(exc):
-            why = "the disk is full: make room"
-        elif "readonly" in str(exc):
-            why = "it cannot be written to: see to its permissions"
+    def _explained(self, exc: OSError | sqlite3.Error, what: str) -> StoreError:
+        if isinstance(exc, OSError):
+            why = _REASONS.get(_CODES.get(exc.errno or 0, 0), str(exc))
+        elif isinstance(exc, sqlite3.ProgrammingError):
+            why = str(exc)
         else:
-            why = f"it seems to be damaged ({exc}): restore it from a backup, or move it away to begin anew"
+            damage = f"it seems to be damaged ({exc}): restore it from a backup, or move it away to begin anew"
+            # The lower byte is what has happened, the upper ones say where.
+            why = _REASONS.get(getattr(exc, "sqlite_errorcode", 0) & 0xFF, damage)
         return StoreError(f"the registry's file {self._file} cannot be {what}: {why}; it is left as it is")

@@ -99,7 +99,7 @@ def convert_settings(cls: type[RPCServer], given: Mapping[str, Any], texts: Mapp
         if name not in known and not takes_any:
             settings = f"its settings are {', '.join(known)}" if known else "it has no settings"
             raise UsageError(f"{cls.__name__} has no setting {name!r}; {settings}")
-        expected = known.get(name, Any)
+        expected = _annotation(*known[name]) if name in known else Any
         try:
             converted[name] = _from_text(texts[name], expected) if name in texts else _convert(given[name], expected)
         except TypeError as exc:
@@ -111,19 +111,19 @@ def convert_settings(cls: type[RPCServer], given: Mapping[str, Any], texts: Mapp
     return converted
 
 
-def _parameters(cls: type[RPCServer]) -> tuple[dict[str, Any], bool]:
-    """The types of what the constructor takes after context and url, and whether it takes anything else too.
+def _parameters(cls: type[RPCServer]) -> tuple[dict[str, tuple[Any, inspect.Parameter]], bool]:
+    """What constructors take after context and url, each with its function, and whether they take anything else too.
 
-    What it takes as ``**options`` it may pass on to the next class.
+    What a class takes as ``**options`` it may pass on to the next one.
     """
-    known: dict[str, Any] = {}
+    known: dict[str, tuple[Any, inspect.Parameter]] = {}
     passes_on: list[bool] = []
     for function in (vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)):
         _, *parameters = inspect.signature(function).parameters.values()
         positional = [each for each in parameters if each.kind in _POSITIONAL]
         named = [*positional[2:], *(each for each in parameters if each.kind is each.KEYWORD_ONLY)]
         for each in named:
-            known.setdefault(each.name, _annotation(function, each))
+            known.setdefault(each.name, (function, each))
         passes_on.append(any(each.kind is each.VAR_KEYWORD for each in parameters))
         if not passes_on[-1]:
             break
@@ -146,7 +146,7 @@ def _from_text(text: str, expected: Any) -> Any:
     if expected is str:
         return text
     try:
-        value = toml_value(text)
+        value = _toml_value(text)
     except ValueError:
         return _convert(text, expected)
     try:
@@ -157,7 +157,7 @@ def _from_text(text: str, expected: Any) -> Any:
         raise
 
 
-def toml_value(text: str) -> Any:
+def _toml_value(text: str) -> Any:
     """The value that a text is in TOML; ValueError when it is none."""
     table = tomllib.loads(f"value = {text}")
     if len(table) > 1:

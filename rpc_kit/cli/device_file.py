@@ -52,7 +52,7 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"c
     name: str = ""
     type: str = ""
     registry: str | list[str] = ""
-    url: str = DEFAULT_URL
+    url: str | list[str] = DEFAULT_URL
     overwrite: bool = True
     max_missed: Annotated[int, msgspec.Meta(ge=1)] | None = None
     alive_timeout: Annotated[float, msgspec.Meta(gt=0, le=LONGEST_LEASE)] | None = None

@@ -34,7 +34,8 @@ _KEYS = ("name", "type", "registry", "url", "overwrite", "max_missed", "alive_ti
 
 def add_command(commands: Any) -> None:
     """Add the command to those of ``rpc-kit``."""
-    parser = commands.add_parser("serve", help="serve a device until SIGTERM or Ctrl-C", description=__doc__)
+    text = "Serve a device until SIGTERM or Ctrl-C; the first line that is printed is its url."
+    parser = commands.add_parser("serve", help="serve a device", description=text)
     parser.set_defaults(run=run)
     source = parser.add_argument_group("what is served").add_mutually_exclusive_group(required=True)
     source.add_argument("device", nargs="?", help="package.module:ClassName, or the name of a device with a file")
@@ -44,9 +45,10 @@ def add_command(commands: Any) -> None:
     how.add_argument("--name", help="name in the registry (default: that of the file, or <type>-0)")
     how.add_argument("--type", help="device type (default: name of the interface in lower case)")
     how.add_argument("--registry", metavar="URLS", help="url,url …, or none (default: RPC_REGISTRY, or what is found)")
-    how.add_argument("--url", help=f"where to listen; tcp://*:0 for other hosts (default: {DEFAULT_URL})")
-    how.add_argument("--set", type=_pair, action="append", default=[], metavar="KEY=VALUE", help="argument of the class")
-    how.add_argument("--metadata", type=_pair, action="append", default=[], metavar="KEY=VALUE", help="for the registry")
+    how.add_argument("--url", help=f"where to listen, url,url …; tcp://*:0 for other hosts (default: {DEFAULT_URL})")
+    pairs: dict[str, Any] = {"type": _pair, "action": "append", "default": [], "metavar": "KEY=VALUE"}
+    how.add_argument("--set", help="argument of the class, as a value in TOML or a plain text; any number", **pairs)
+    how.add_argument("--metadata", help="text that stands in the registry; any number", **pairs)
     how.add_argument("--overwrite", action=argparse.BooleanOptionalAction, help="take the name from who has it")
     how.add_argument("--max-missed", type=int, metavar="N", help="end after so many renewals without an answer")
     how.add_argument("--alive-timeout", type=float, metavar="S", help="lease in the registry, s (default: 60)")
@@ -72,15 +74,13 @@ def run(options: argparse.Namespace) -> int:
         faulthandler.enable()  # where a device hangs is seen when the watchdog ends it
     cls = load_class(device.class_)
     settings = convert_settings(cls, device.settings, dict(options.set))
-    _check_url(device.url)
+    urls = [url.strip() for url in device.url.split(",")] if isinstance(device.url, str) else device.url
+    _check_urls(urls)
     registries = _registries(device.registry)
     with zmq.Context() as context:
-        served = _make(cls, context, device.url, settings)
+        served = _make(cls, context, urls, settings)
         # From here on, not only while it is served: what is registered is to be unregistered.
-        with served, stopped_by_signals(served._rpc._stop_on, NO_DESCRIPTOR):
-            if device.alive_timeout is not None:
-                # Not by the constructor: few devices pass it on.
-                served._alive_timeout = device.alive_timeout
+        with served, stopped_by_signals(served._rpc.stop_on, NO_DESCRIPTOR):
             if registries:
                 _register(served, device.type or type_of(cls), device, registries)
             _announce(served)
@@ -104,9 +104,10 @@ def _asked(options: argparse.Namespace) -> Device:
     return to_device({**table, **flags, "metadata": metadata, "logging": log})
 
 
-def _check_url(url: str) -> None:
+def _check_urls(urls: Sequence[str]) -> None:
     try:
-        Address.parse(url)
+        for url in urls:
+            Address.parse(url)
     except ValueError as exc:
         raise UsageError(str(exc)) from exc
 
@@ -124,21 +125,24 @@ def _registries(given: str | Sequence[str]) -> list[str]:
         raise UsageError(str(exc)) from exc
 
 
-def _make(cls: type[RPCServer], context: ZmqContext, url: str, settings: dict[str, Any]) -> RPCServer:
+def _make(cls: type[RPCServer], context: ZmqContext, urls: Sequence[str], settings: dict[str, Any]) -> RPCServer:
     try:
-        return cls(context, url, **settings)
-    except Exception as exc:
+        # A device class may know of one url only.
+        return cls(context, urls if len(urls) > 1 else urls[0], **settings)
+    except BaseException as exc:
         text = one_line(exc)
         if not _is_of_sockets(exc):
-            logger.exception("%s cannot be made", cls.__name__)
+            logger.error("%s cannot be made", cls.__name__, exc_info=exc)
             text = f"{cls.__name__} cannot be made: {type(exc).__name__}: {text}"
         # The traceback holds what was made of the device, and with it sockets that would outlast their context.
         traceback.clear_frames(exc.__traceback__)
         gc.collect()
-        raise CommandError(text) from exc
+        if isinstance(exc, Exception):
+            raise CommandError(text) from exc
+        raise
 
 
-def _is_of_sockets(error: Exception) -> bool:
+def _is_of_sockets(error: BaseException) -> bool:
     """Whether it says that the url cannot be bound, and there is nothing to see in the device."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
@@ -155,6 +159,7 @@ def _register(served: RPCServer, type_: str, device: Device, registries: list[st
             device.overwrite,
             metadata=device.metadata,
             max_missed=device.max_missed,
+            alive_timeout=device.alive_timeout,
         )
         if name:  # else the registrar has warned, and tries on
             logger.info("registered as %s at %s", name, served.registry_addr)
@@ -178,4 +183,9 @@ def _serve(served: RPCServer) -> None:
     except Exception as exc:
         logger.exception("%s has failed", served.name)
         raise CommandError(f"{served.name} has failed: {one_line(exc)}") from exc
+    member = served._rpc.member
+    if member is not None and member.is_lost:
+        # A failure, so that systemd starts it again.
+        registries = ", ".join(served._rpc.registries)
+        raise CommandError(f"{served.name} has ended, as no registry has answered at {registries}")
     logger.info("%s has ended", served.name)

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import hashlib
 import os
-import re
 import stat
 import sys
 import tempfile
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from . import CommandError, UsageError
-from .device_file import user_folder
+from .device_file import SYSTEM_FOLDER, user_folder
 
 NAMES = ("rpc-device@.service", "rpc-registry.service")
-SYSTEM_FOLDER = Path("/etc/systemd/system")
+SYSTEM_UNITS = SYSTEM_FOLDER / "systemd" / "system"
 MARK = '# Written by "rpc-kit units install"; to change it: systemctl edit. The rest has the hash '
 HIDDEN = (Path("/tmp"), Path("/var/tmp"))
 """What a service with PrivateTmp sees nothing of."""
@@ -24,7 +23,8 @@ HIDDEN = (Path("/tmp"), Path("/var/tmp"))
 
 def add_command(commands: Any) -> None:
     """Add the command to those of ``rpc-kit``."""
-    parser = commands.add_parser("units", help="run devices and the registry under systemd", description=__doc__)
+    text = "Unit files by which systemd runs devices and the registry."
+    parser = commands.add_parser("units", help="run devices and the registry under systemd", description=text)
     actions = parser.add_subparsers(required=True, metavar="action")
     install = actions.add_parser("install", help="write the unit files")
     install.set_defaults(run=run_install)
@@ -84,12 +84,10 @@ def _python() -> str:
 
 def _quoted(path: str) -> str:
     """A path as the program of ExecStart."""
-    if "\n" in path:
-        raise UsageError(f"systemd cannot run {path!r}")
+    if not path.isprintable() or any(each in path for each in "\\\"'"):
+        raise UsageError(f"systemd runs no program whose path has quotes, backslashes or control characters: {path!r}")
     text = path.replace("%", "%%")
-    if re.fullmatch(r"[\w@%+=:,./-]+", text, re.ASCII):
-        return text
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return f'"{text}"' if " " in text else text
 
 
 def _hash(text: str) -> str:
@@ -99,7 +97,7 @@ def _hash(text: str) -> str:
 def _folder(options: argparse.Namespace) -> Path:
     if options.directory is not None:
         return Path(os.path.abspath(options.directory))
-    return _user_folder() / "systemd" / "user" if options.user else SYSTEM_FOLDER
+    return _user_folder() / "systemd" / "user" if options.user else SYSTEM_UNITS
 
 
 def _user_folder() -> Path:
@@ -110,7 +108,7 @@ def _user_folder() -> Path:
 
 
 def _device_file(for_user: bool) -> Path:
-    return (_user_folder() if for_user else Path("/etc")) / "rpc-kit" / "devices" / "cam0.toml"
+    return (_user_folder() if for_user else SYSTEM_FOLDER) / "rpc-kit" / "devices" / "cam0.toml"
 
 
 def _is_changed(path: Path) -> bool:
