@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from statistics import quantiles
 from tempfile import TemporaryDirectory
@@ -24,36 +25,40 @@ from rpc_kit.registrar import MOST_RENEWALS
 
 UNDER_WAY = 100  # messages of single devices, sent and not answered yet
 BATCHES = 2  # the same, of messages of many devices
+FIRST = 1_000  # devices
 RENEWED = 10  # times, until memory is looked at again
 LOOKUPS = 20_000
 NAMES = 1_000  # looked up over the wire
 
 
 class Registry:
-    """A registry process, with typical devices."""
+    """A registry process, and the devices that are registered there."""
 
     def __init__(self, store: str, stack: ExitStack) -> None:
         self.server = stack.enter_context(closing(RegistryServer(store)))
         self.pipeline = stack.enter_context(Pipeline(self.server.url))
-        self._uuids = self.pipeline.register(range(1))  # what is made for the first one is not counted
-        self._before = self.server.resident()
+        self.uuids: list[str] = []
+        self.at_first = 0
 
     def fill(self, devices: int) -> None:
-        self._uuids += self.pipeline.register(range(1, devices))
-        random.Random(0).shuffle(self._uuids)  # as they come to renew: in no order that would suit a file
+        self.uuids = self.pipeline.register(range(FIRST))
+        self.pipeline.rate(self.batched(), BATCHES)
+        self.at_first = self.server.resident()
+        self.uuids += self.pipeline.register(range(FIRST, devices))
+        random.Random(0).shuffle(self.uuids)  # as they come to renew: in no order that would suit a file
 
     def memory(self) -> float:
-        """KiB per device."""
-        return (self.server.resident() - self._before) / 1024 / len(self._uuids)
+        """KiB per device; what is made once, for the first ones, is not counted."""
+        return (self.server.resident() - self.at_first) / 1024 / (len(self.uuids) - FIRST)
 
     def single(self) -> Iterator[bytes]:
         """Messages that renew one device each."""
-        return lab.messages_of(EventType.CHECK_ALIVE, (Renewal(uuid, lab.LEASE) for uuid in self._uuids))
+        return lab.messages_of(EventType.CHECK_ALIVE, (Renewal(uuid, lab.LEASE) for uuid in self.uuids))
 
     def batched(self) -> Iterator[bytes]:
         """Messages that renew as many devices as our library does with one."""
-        starts = range(0, len(self._uuids), MOST_RENEWALS)
-        chunks = (self._uuids[start : start + MOST_RENEWALS] for start in starts)
+        starts = range(0, len(self.uuids), MOST_RENEWALS)
+        chunks = (self.uuids[start : start + MOST_RENEWALS] for start in starts)
         return lab.messages_of(EventType.RENEW, (Renewals(dict.fromkeys(chunk, lab.LEASE)) for chunk in chunks))
 
 
@@ -65,26 +70,38 @@ def registrations(session: Session) -> Results:
             results = memory(session, registries)
             results |= renewals(session, registries)
             results |= find(session, registries["SQLite"])
-        results |= start(session, store)
+        results |= start(session, store) | restarted(session, store, registries["SQLite"])
     return results | lookup(session)
 
 
+def of_all(session: Session, key: str) -> str:
+    """The key of what grows with the number of devices: a quick run says nothing of a target for more of them."""
+    return f"{key}_{session.effort.devices}"
+
+
 def memory(session: Session, registries: dict[str, Registry]) -> Results:
-    devices = session.effort.devices
     results: Results = {}
-    for store in registries:
-        title = f"registry: memory per device, {devices:,} devices, {store}"
-        results[f"entry_{store.lower()}"] = Measurement(title, "KiB")
-        results[f"entry_{store.lower()}_renewed"] = Measurement(f"{title}, {RENEWED} renewals each", "KiB")
+    for store, registry in registries.items():
+        fill = partial(registry.fill, session.effort.devices)
+        results |= memory_of(session, registry, f"entry_{store.lower()}", store, fill)
+    return results
 
-    def sample(system: str) -> Iterator[float]:
-        for registry in registries.values():
-            registry.fill(devices)
-            yield registry.memory()
-            registry.pipeline.rate(itertools.chain(*itertools.repeat(list(registry.batched()), RENEWED)), BATCHES)
-            yield registry.memory()
 
-    session.interleave(list(results.values()), lambda system: list(sample(system)), [OURS], 1)
+def memory_of(session: Session, registry: Registry, key: str, what: str, fill: Callable[[], None]) -> Results:
+    title = f"registry: memory per device, {session.effort.devices:,} devices, {what}"
+    results = {
+        of_all(session, key): Measurement(title, "KiB"),
+        of_all(session, f"{key}_renewed"): Measurement(f"{title}, each renewed {RENEWED} times", "KiB"),
+    }
+
+    def sample(system: str) -> tuple[float, float]:
+        fill()
+        registered = registry.memory()
+        for _ in range(RENEWED):
+            registry.pipeline.rate(registry.batched(), BATCHES)
+        return registered, registry.memory()
+
+    session.interleave(list(results.values()), sample, [OURS], 1)
     return results
 
 
@@ -159,7 +176,15 @@ def start(session: Session, store: str) -> Results:
         return (seconds,)
 
     session.interleave([measurement], sample, [OURS], session.effort.rounds)
-    return {"registry_start": measurement}
+    return {of_all(session, "registry_start"): measurement}
+
+
+def restarted(session: Session, store: str, before: Registry) -> Results:
+    """Memory again, as entries that were read differ from those that were received."""
+    with ExitStack() as stack:
+        registry = Registry(store, stack)
+        registry.uuids, registry.at_first = before.uuids, before.at_first
+        return memory_of(session, registry, "entry_restarted", "SQLite, restarted", lambda: None)
 
 
 def lookup(session: Session) -> Results:

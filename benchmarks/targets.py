@@ -9,6 +9,8 @@ from benchmarks.results import Results
 from benchmarks.systems import OURS, RAW
 
 Value = Callable[[Results], float | None]
+# After all that a registry may have gone through.
+ENTRIES = tuple(f"entry_{state}_100000" for state in ("sqlite", "sqlite_renewed", "restarted", "restarted_renewed"))
 # Those that an unpinned echo has to stay ahead of.
 PEERS = ("pyro5-serpent", "rpyc", "grpc", "zerorpc")
 
@@ -34,6 +36,14 @@ class Target:
 
 def ours(key: str) -> Value:
     return lambda results: results[key].value(OURS) if key in results else None
+
+
+def most(*keys: str) -> Value:
+    def value(results: Results) -> float | None:
+        values = [ours(key)(results) for key in keys]
+        return max((each for each in values if each is not None), default=None)
+
+    return value
 
 
 def ratio(key: str, other: str = RAW) -> Value:
@@ -64,8 +74,8 @@ TARGETS = (
     Target("registry: find in the table, p99", ours("lookup"), 1.0, "ms"),
     Target("registry: find, one core / raw echo", ratio("find_pinned"), 2.0, "×"),
     Target("registry: find, unpinned / raw echo", ratio("find_free"), 2.0, "×"),
-    Target("registry: memory per device, SQLite", ours("entry_sqlite_renewed"), 2.0, "KiB"),
-    Target("registry: start with stored devices", ours("registry_start"), 3.0, "s"),
+    Target("registry: memory per device of 100 000", most(*ENTRIES), 2.0, "KiB"),
+    Target("registry: start with 100 000 devices", ours("registry_start_100000"), 3.0, "s"),
     Target("echo of a registered server / of another", ours("heartbeat_ratio"), 1.05, "×"),
     Target("image of 24.9 MB over tcp / raw copy=False", ratio("image_25"), 1.15, "×"),
     Target("connect and first call", ours("first_call"), 5.0, "ms"),

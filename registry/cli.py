@@ -85,7 +85,9 @@ def _serve(options: argparse.Namespace) -> int:
     with zmq.Context() as context:
         try:
             registry = DeviceRegistry(context, found.addr, found.port, store)
-        except (OSError, ValueError) as exc:
+        except ValueError as exc:
+            raise UsageError(str(exc)) from exc
+        except OSError as exc:
             raise CommandError(str(exc)) from exc
         # From here on, not only while it serves.
         with stopped_by_signals(lambda number: registry.stop(), NO_DESCRIPTOR):

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from rpc_kit.cli.device_file import user_folder
+from rpc_kit.cli.device_file import SYSTEM_FOLDER, user_folder
 
 from .stores.base import Store
 from .stores.memory import MemoryStore
@@ -96,7 +96,7 @@ def make_store(text: str) -> Store:
 
 
 def _usual_files() -> list[Path]:
-    folders = [user_folder(), Path("/etc")]
+    folders = [user_folder(), SYSTEM_FOLDER]
     return [folder / "rpc-kit" / "registry.toml" for folder in folders if folder is not None]
 
 

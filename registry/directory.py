@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 Kind = Literal["added", "changed", "removed"]
 Listener = Callable[[Kind, Entry, Reason | None], None]
 
-MOST_ATTEMPTS = 20
+MOST_ATTEMPTS = 100
 """So often a change is planned again because another registry was faster."""
 MOST_WAITERS = 10_000
 """So many may wait for a name at once."""
@@ -54,8 +54,9 @@ class Directory:
         self._waiters: dict[str, list[tuple[float, Future[Entry]]]] = {}
         self._unkept: tuple[Entry, ...] = ()
         store.open(self._apply)
-        # What was kept is no news.
+        # What was kept is no news; what comes from now on is.
         self._listener = listener
+        store.follow()
 
     def register(self, asked: Registration) -> Entry:
         """Enter a device; raises ValueError when it cannot be entered, StoreError when it cannot be kept."""

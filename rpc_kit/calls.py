@@ -13,7 +13,15 @@ from typing import Protocol, TypeVar
 import zmq
 from msgspec import UNSET
 
-from .errors import CallTimeout, ClientClosed, MessageTooLarge, ProtocolError, ServerLost
+from .errors import (
+    CallTimeout,
+    ClientClosed,
+    MessageTooLarge,
+    ProtocolError,
+    ServerLost,
+    ServerStopping,
+    type_name,
+)
 from .messages import Entry, Facts, GetInventory, Ping, Reply, Request
 from .sockets import ZmqContext, ZmqSocket, client_socket, receive_rest, send_frame
 from .wire import failure_of, parse_facts, request_frame
@@ -34,6 +42,8 @@ PROBE_TIME = 1.0
 """How long each address of a server has to answer, s."""
 PAUSE = 0.1
 """After a registry did not know where a server is, before it is asked again, s."""
+
+_STOPPING = type_name(ServerStopping())
 
 R = TypeVar("R", bound=Reply)
 
@@ -212,7 +222,7 @@ class Calls:
             raise
         self._idle.append(line)
         if self._locate is not None:
-            self._heard = time.monotonic()
+            self._heard = 0.0 if reply.error_type == _STOPPING else time.monotonic()
         if self._closed:
             self._close_idle()
         return reply, buffers
@@ -373,6 +383,7 @@ def answering(
     ----------
     entry
         The registered device that it must be: an address of a private network may be that of another device here.
+        There is no telling for one of protocol version 1, which has one address.
     """
     request = request_frame(GetInventory(id=(secrets.token_hex(8), 0)))
     deadline, poller = time.monotonic() + timeout, zmq.Poller()
@@ -397,8 +408,8 @@ def answering(
                     continue
                 finally:
                     made.close()
-                # Names are given anew by each registry, a run of a server has one epoch everywhere.
-                if entry is None or (facts.epoch == entry.epoch if entry.epoch else facts.name == entry.name):
+                # An epoch is that of one server only, while other registries may have given the same name.
+                if entry is None or entry.epoch in ("", facts.epoch):
                     return url
                 logger.debug("%s is at %s, not %s", facts.name, url, entry.name)
     finally:

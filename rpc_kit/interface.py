@@ -49,7 +49,7 @@ class Method:
             raise InterfaceError(f"{name}: a method has a proper name and the parameter self")
         if any(each.name in ("_method_", "_call_") for each in (me, *parameters)):
             raise InterfaceError(f"{name}: a parameter cannot be called _method_ or _call_")
-        self.signature = inspect.Signature(parameters)
+        self.signature = inspect.signature(function).replace(parameters=parameters)
         self._loads = {each.name: converter(hints.get(each.name, Any)) for each in parameters}
         self.load_result: Load = converter(hints.get("return", Any))
         plain = [each for each in parameters if each.kind in _POSITIONAL]

@@ -18,6 +18,7 @@ from .errors import (
     DeviceNotFound,
     ProtocolError,
     RegistryUnreachable,
+    ReplyLost,
     ServerBusy,
     ServerLost,
     ServerStopping,
@@ -43,8 +44,8 @@ I = TypeVar("I")  # noqa: E741
 
 _entry = converter(Entry)
 _entries = converter(list[Entry])
-# What another registry may do better.
-_PASSED_ON = (CallTimeout, ServerLost, ServerBusy, ServerStopping, StoreError, ProtocolError)
+# What another registry may do better, or the same one later.
+_PASSED_ON = (CallTimeout, ServerLost, ServerBusy, ServerStopping, ReplyLost, StoreError, ProtocolError)
 
 
 class RegistryClient:

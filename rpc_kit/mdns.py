@@ -5,8 +5,6 @@ import contextlib
 import ipaddress
 import logging
 import secrets
-import socket
-import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence, Set
 
 import ifaddr
@@ -25,8 +23,6 @@ EXTRA_TIME = 0.2
 """How long others may answer after the first registry was found, s."""
 RECHECK_TIME = 15.0
 """How often an announcement looks whether this host got other addresses, s."""
-IP_MULTICAST_ALL = 49
-"""An option of Linux, which the socket module does not have."""
 LONGEST_LABEL = 50
 """DNS has room for 63 bytes, with what makes the name unique."""
 
@@ -61,7 +57,8 @@ async def browse(timeout: float) -> list[str]:
         info = AsyncServiceInfo(SERVICE_TYPE, name)
         if await info.async_request(zeroconf, timeout * 1000) and info.port:
             addresses = {each for each in map(ipaddress.ip_address, info.parsed_addresses()) if _is_usable(each)}
-            # The loopback of another host is none of ours.
+            # The loopback of another host is none of ours: also registries that are announced there only hear the
+            # questions of other hosts when any program listens to these (IP_MULTICAST_ALL), and answer if asked for it.
             addresses = {each for each in addresses if zeroconf in here or not each.is_loopback}
             if addresses:
                 found.setdefault((name, info.port), set()).update(addresses)
@@ -86,9 +83,10 @@ async def browse(timeout: float) -> list[str]:
             async with asyncio.timeout(timeout):
                 await some.wait()
                 await asyncio.sleep(EXTRA_TIME)
-        for task in asked.values():
-            task.cancel()
-        await asyncio.gather(*asked.values(), return_exceptions=True)  # what is damaged is left out
+    # Not before, as up to the end more can be seen.
+    for task in asked.values():
+        task.cancel()
+    await asyncio.gather(*asked.values(), return_exceptions=True)  # what is damaged is left out
     if problem is not None and not found:
         raise problem
     names = sorted(found)[:MOST_FOUND]
@@ -176,18 +174,9 @@ async def _announce(addresses: Sequence[str], port: int, label: str, server: str
         parsed_addresses=hosts,
     )
     async with _opened([LOOPBACK] if is_local else InterfaceChoice.All) as service:
-        if is_local:
-            _keep_to_own_interfaces(service)
         await (await service.async_register_service(info, allow_name_change=True))
         while hosts == _reachable(addresses) and not _is_cancelled():
             await _pause()
-
-
-def _keep_to_own_interfaces(service: AsyncZeroconf) -> None:
-    """Hear no questions that come by interfaces where only other programs of this host listen, as Linux lets it."""
-    if sys.platform == "linux":
-        for reader in service.zeroconf.engine.readers:
-            reader.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_IP, IP_MULTICAST_ALL, 0)
 
 
 async def _pause() -> None:

@@ -51,6 +51,7 @@ class Member:
         self.lost = lost
         self.name = ""
         self.uuid = ""
+        self.last_uuid = ""
         self.registry_url = ""
         self.refusal: Exception | None = None
         self.tried = threading.Event()
@@ -229,6 +230,7 @@ class Registrar:
             return False
         known = member.name
         member.name, member.uuid = str(reply.get("name", "")), str(reply["uuid"])
+        member.last_uuid = member.uuid
         member.heard, member.registry_url = time.monotonic(), self._urls[0]
         if known:
             logger.info("registered again at %s as %s", self._urls[0], member.name)

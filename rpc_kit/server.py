@@ -134,7 +134,8 @@ class ServerEngine:
                 addr=self.reachable_at(Address.parse(url)),
                 addresses=self._all_addresses(),
                 name=(member.name if member is not None else "") or asked.name,
-                uuid=member.uuid if member is not None else "",
+                # A registry that has not heard of it yet, from another one, keeps the entry as it is.
+                uuid=member.last_uuid if member is not None else "",
             )
 
         self.member = Member(describe, lease, max_missed, self.endpoint.stop)

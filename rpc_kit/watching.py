@@ -131,7 +131,9 @@ class RegistryWatch:
         """Ask for all devices, and tell what is different from what is known."""
         # What has come before is older than the list, and would bring back what was if it were taken after it.
         for _ in range(self._news.qsize()):
-            self._take(*self._news.get_nowait())
+            news = self._news.get_nowait()
+            if self._known:
+                self._take(*news)
         request = MethodCall(method="list")
         reply, _ = calls.exchange(request, HANDSHAKE_TIMEOUT, "list", parse_reply)
         if not reply.success:

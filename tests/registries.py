@@ -33,13 +33,14 @@ class ScriptedRegistry:
     Attributes
     ----------
     answers : dict
-        Event to what is answered; None is silence, and so is everything with `is_silent`.
+        Event to what is answered: a frame, or keys to which the id of the request is added. None is silence, and so is
+        everything with `is_silent`.
     heard : list
         When each message came, its event, and its payload.
     """
 
     def __init__(self, context: Any) -> None:
-        self.answers: dict[str, bytes | None] = {}
+        self.answers: dict[str, bytes | dict[str, Any] | None] = {}
         self.is_silent = False
         self.heard: list[tuple[float, str, Any]] = []
         self._socket = context.socket(zmq.ROUTER)
@@ -79,6 +80,8 @@ class ScriptedRegistry:
             event, payload = message["event"], message.get("payload")
             self.heard.append((time.monotonic(), event, payload))
             answer = self.answers.get(event, self._usual(event, payload))
+            if isinstance(answer, dict):
+                answer = json.dumps({**answer, "id": message["id"]}).encode()
             if answer is not None and not self.is_silent:
                 self._socket.send_multipart([*envelope, answer])
 

@@ -1,12 +1,17 @@
 """Urls."""
 
+import io
 import socket
+import sys
+from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rpc_kit.addresses import RANDOM_PORTS, Address, host_towards
+from rpc_kit import addresses
+from rpc_kit.addresses import RANDOM_PORTS, Address, host_towards, own_addresses
 
 
 @pytest.mark.parametrize(
@@ -148,3 +153,54 @@ def test_host_towards(peer: str, expected: str) -> None:
 def test_random_ports() -> None:
     """Without a port a server looks from 10000 to 12000."""
     assert (10_000, 12_000) == (RANDOM_PORTS[0], RANDOM_PORTS[-1])
+
+
+def test_own_addresses() -> None:
+    """The addresses of all interfaces but the loopback, those of IPv6 last and only when they are wanted."""
+    found = psutil.net_if_addrs().values()
+    expected = {
+        family: {each.address for interface in found for each in interface if each.family == family}
+        for family in (socket.AF_INET, socket.AF_INET6)
+    }
+    ipv4, both = own_addresses(), own_addresses(ipv6=True)
+
+    assert set(ipv4) <= {each for each in expected[socket.AF_INET] if not each.startswith("127.")}
+    assert (ipv4, True) == (both[: len(ipv4)], set(both[len(ipv4) :]) <= expected[socket.AF_INET6])
+    assert host_towards(Address.parse("tcp://192.0.2.1:1")) in [*ipv4, socket.gethostname()]
+
+
+def test_own_addresses_of_interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interface that has no address, or is gone meanwhile, is left out; so is the loopback."""
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "gone-x"), (3, "a name that is very long")])
+        assert [] == own_addresses()
+    given = {"lo": "127.0.0.1", "eth0": "192.0.2.7", "tunnel": "", "docker0": "172.17.0.1"}
+    monkeypatch.setattr(socket, "if_nameindex", lambda: list(enumerate(given)))
+    monkeypatch.setattr(addresses, "_ipv4_of", given.__getitem__)
+
+    assert ["192.0.2.7", "172.17.0.1"] == own_addresses()
+
+
+def test_own_addresses_of_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of IPv6 only global addresses are of use to others."""
+    table = [
+        "00000000000000000000000000000001 01 80 10 80       lo",
+        "fe800000000000000042acfffe110002 02 40 20 80     eth0",
+        "20010db8000000000000000000000007 02 40 00 00     eth0",
+    ]
+    monkeypatch.setattr(socket, "if_nameindex", lambda: [])
+    monkeypatch.setattr(addresses, "open", lambda *args, **kwargs: io.StringIO("\n".join(table)), raising=False)
+
+    assert (["2001:db8::7"], []) == (own_addresses(ipv6=True), own_addresses())
+
+
+def test_own_addresses_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no telling, as on Windows, there are none."""
+
+    def missing(*args: Any, **kwargs: Any) -> Any:
+        raise FileNotFoundError
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(addresses, "open", missing, raising=False)
+
+    assert [] == own_addresses(ipv6=True)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from rpc_kit import RPCProperty, RPCServer, RPCSignal
-from rpc_kit.dispatch import Dispatcher
+from rpc_kit.dispatch import Dispatcher, Pending
 from rpc_kit.interface import Interface
 from rpc_kit.messages import AnyRequest, GetInventory, Malformed, MethodCall, Params, Ping, Register, Registration
 from rpc_kit.wire import Frames, ReplyWriter, parse_request
@@ -589,3 +590,88 @@ def test_any_request_gets_one_reply(request_: AnyRequest, returns: Any) -> None:
     assert 1 == len(frames)
     reply = json.loads(bytes(frames[0]))
     assert isinstance(reply.get("success", True), bool)
+
+
+def later(dispatcher: Dispatcher, device: Device, name: str = "give", **keys: Any) -> tuple[Any, Pending, Future[Any]]:
+    """A call whose method returns a future: its request, its pending reply, and the future."""
+    device.returns = Future()
+    request_ = MethodCall(method=name, **keys)
+    pending = dispatcher.answer(request_)
+    assert isinstance(pending, Pending)
+    return request_, pending, device.returns
+
+
+def test_future(dispatcher: Dispatcher, device: Device) -> None:
+    """The reply to a method that returns a future is made of the future's result."""
+    request_, pending, future = later(dispatcher, device)
+    future.set_result({"a": 1})
+
+    assert [b'{"success":true,"result":{"a":1}}'] == dispatcher.settle(request_, pending)
+
+
+def test_future_in_version_2(dispatcher: Dispatcher, device: Device) -> None:
+    """Id and epoch come back as with any other reply."""
+    request_, pending, future = later(dispatcher, device, id=("c", 1))
+    future.set_result(None)
+
+    assert [b'{"success":true,"result":null,"id":["c",1],"epoch":"e0"}'] == dispatcher.settle(request_, pending)
+
+
+@pytest.mark.parametrize(("exc", "error_type", "error"), RAISED, ids=lambda each: type(each).__name__)
+def test_future_that_fails(
+    dispatcher: Dispatcher, device: Device, exc: BaseException, error_type: str, error: str
+) -> None:
+    """What the future fails with is a failure reply, as what the method raises."""
+    request_, pending, future = later(dispatcher, device, id=("c", 1))
+    future.set_exception(exc)
+    reply = json.loads(bytes(dispatcher.settle(request_, pending)[0]))
+
+    assert (False, error_type) == (reply["success"], reply["error_type"])
+    assert reply["error"].startswith(error)
+
+
+def test_future_that_is_cancelled(dispatcher: Dispatcher, device: Device) -> None:
+    """That is a failure, too."""
+    request_, pending, future = later(dispatcher, device, id=("c", 1))
+    assert future.cancel()
+    reply = json.loads(bytes(dispatcher.settle(request_, pending)[0]))
+
+    assert (False, "concurrent.futures._base.CancelledError") == (reply["success"], reply["error_type"])
+
+
+@pytest.mark.parametrize("result", [object(), {1: 1j}, "\ud800"])
+def test_result_of_future_that_cannot_be_sent(dispatcher: Dispatcher, device: Device, result: Any) -> None:
+    """The error names the member and the type."""
+    request_, pending, future = later(dispatcher, device, id=("c", 1))
+    future.set_result(result)
+    reply = json.loads(bytes(dispatcher.settle(request_, pending)[0]))
+
+    assert reply["error"].startswith(f"give(): its result of type {type(result).__name__}: ")
+    assert "rpc_kit.errors.SerializationError" == reply["error_type"]
+
+
+def test_future_of_buffer_method(dispatcher: Dispatcher, device: Device) -> None:
+    """A buffer method may return a future of what it returns otherwise."""
+    request_, pending, future = later(dispatcher, device, "image")
+    future.set_result((b"pixels", {"shape": [2, 3]}))
+    assert [b'{"shape":[2,3]}', b"pixels"] == dispatcher.settle(request_, pending)
+    request_, pending, future = later(dispatcher, device, "image")
+    future.set_result(b"pixels")
+
+    assert b"image(): a buffer method returns (buffer, dict), not bytes" in dispatcher.settle(request_, pending)[0]
+
+
+def test_future_of_property(dispatcher: Dispatcher, device: Device) -> None:
+    """A property has a value, not a future."""
+    device.returns = Future()
+    reply = json.loads(ask(dispatcher, '{"event":"PROPERTY_GET","property":"raw","id":["c",1]}'))
+
+    assert reply["error"].startswith("raw: its value of type Future: ")
+    assert "rpc_kit.errors.SerializationError" == reply["error_type"]
+
+
+def test_future_in_result(dispatcher: Dispatcher, device: Device) -> None:
+    """Nor has a result futures inside."""
+    device.returns = [Future()]
+
+    assert call(dispatcher, "give")["error"].startswith("give(): its result of type list: ")

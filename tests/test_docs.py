@@ -3,6 +3,7 @@
 A block ``python file=name`` is written to a folder, a block ``console`` is run there: after ``$`` a command, below it
 what it prints, with ``...`` for what differs each time. With ``terminal=name`` the program goes on running, until
 ``^C``. Urls in the text stand for those that the programs print. Blocks ``shell not-run`` and all others are only read.
+A block ``ini`` is a unit file, or with ``file=name.toml`` settings.
 """
 
 import builtins
@@ -18,14 +19,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from registry.config import settings
 from rpc_kit import errors
+from rpc_kit.cli.device_file import read_file
 from rpc_kit.convert import coerce_to_generic, decode_json, encode_json
+from rpc_kit.discovery import VARIABLE, registry_urls
 from rpc_kit.interface import RESERVED
 
 PROJECT = Path(__file__).parents[1]
@@ -34,7 +39,15 @@ DOCS = PROJECT / "docs"
 PAGES = [README, *sorted(DOCS.rglob("*.md")), *sorted((PROJECT / "examples").rglob("*.md"))]
 # The files of the first pages are there when a page is run.
 TYPES = DOCS / "types.md"
-RUN = {README: [], DOCS / "tutorial.md": [], DOCS / "wire.md": [README], TYPES: []}
+RUN = {
+    README: [],
+    DOCS / "tutorial.md": [],
+    DOCS / "wire.md": [README],
+    DOCS / "how-to" / "registry.md": [],
+    TYPES: [],
+}
+PROGRAMS = {"python": [], "rpc-kit": ["-m", "rpc_kit"], "rpc-registry": ["-m", "registry"]}
+"""What a command may begin with, after variables for it, and what Python is told to run."""
 LIMIT = 60.0
 """How long a program has for what it is to print, and to end, s."""
 
@@ -67,12 +80,17 @@ class Terminal:
     """A program, its output read line by line, with a limit."""
 
     def __init__(self, command: str, folder: Path) -> None:
-        program, *arguments = shlex.split(command)
-        assert "python" == program, f"only python is run: {command}"
+        words = shlex.split(command)
+        variables = dict(word.split("=", 1) for word in takewhile(re.compile("[A-Z_]+=").match, words))
+        program, *arguments = words[len(variables) :]
+        assert program in PROGRAMS, f"not run: {command}"
+        # Nothing is read from the home of whoever runs the tests.
+        given = {key: value for key, value in os.environ.items() if not key.startswith(VARIABLE)}
+        given |= {"PYTHONPATH": str(PROJECT), "NO_COLOR": "1", "XDG_CONFIG_HOME": str(folder / "config")}
         self._process = subprocess.Popen(
-            [sys.executable, "-u", *arguments],
+            [sys.executable, "-u", *PROGRAMS[program], *arguments],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(PROJECT), "NO_COLOR": "1"},
+            env={**given, **variables},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -335,16 +353,31 @@ def test_page_of_types_has_the_reserved_names() -> None:
     assert RESERVED == set(text.split())
 
 
-def test_unit_file(tmp_path: Path) -> None:
-    """The unit files of the tutorial can be parsed, and start programs that the tutorial has."""
-    files = {block.options.get("file"): block for block in blocks(DOCS / "tutorial.md")}
-    units = [block for block in files.values() if block.kind == "ini"]
-    for block in units:
-        unit = configparser.ConfigParser(interpolation=None)
-        unit.optionxform = str  # type: ignore[assignment]
-        unit.read_string(block.text)
-        program = unit["Service"]["ExecStart"].split()[1]
+INI = [block for page in PAGES for block in blocks(page) if block.kind == "ini"]
 
-        assert "notify" == unit["Service"]["Type"]
-        assert program == "-m" or program in files
-    assert units
+
+@pytest.mark.parametrize("block", [block for block in INI if "file" in block.options])
+def test_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: Block) -> None:
+    """Each file of settings is taken: of a registry, of programs that look for one, or of a device."""
+    for name in [name for name in os.environ if name.startswith(VARIABLE)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    path = tmp_path / "rpc-kit" / block.options["file"]
+    path.parent.mkdir()
+    path.write_text(block.text)
+    if path.name == "registry.toml":
+        assert settings({}) != settings({}, Path(os.devnull))
+    elif path.name == "config.toml":
+        assert registry_urls()
+    else:
+        assert read_file(path)["class"]
+
+
+@pytest.mark.parametrize("block", [block for block in INI if "file" not in block.options])
+def test_drop_ins(block: Block) -> None:
+    """Each drop-in can be parsed, and changes something of systemd or of a unit."""
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.read_string(block.text)
+
+    assert {"Unit", "Service", "Journal", "Manager"}.issuperset(unit.sections())
+    assert all(map(dict, map(unit.items, unit.sections())))

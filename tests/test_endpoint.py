@@ -1,8 +1,12 @@
 """The loop of a server: answers while a method runs, queues and their limits, repeated ids, every way to stop."""
 
+import json
+import re
 import signal
 import threading
 import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -421,3 +425,349 @@ def test_context_terminated(context: Any, caplog: pytest.LogCaptureFixture) -> N
         own.term()
 
     assert ([None], True) == (outcome, "the context was terminated" in caplog.text)
+
+
+@pytest.fixture
+def futures(device: Any, monkeypatch: pytest.MonkeyPatch) -> "deque[Future[Any]]":
+    """The futures that the device's methods `count` and `buffer` have returned."""
+    made: deque[Future[Any]] = deque()
+
+    def promise(*args: Any) -> "Future[Any]":
+        made.append(Future())
+        return made[-1]
+
+    monkeypatch.setattr(device, "count", promise)
+    monkeypatch.setattr(device, "buffer", promise)
+    return made
+
+
+def postponed(device: Any, count: int) -> None:
+    """Wait until so many calls wait for their futures."""
+    wait_until(lambda: len(device._rpc.endpoint._postponed) == count)
+
+
+def test_future(device: Any, peer: Peer, context: Any, futures: "deque[Future[Any]]") -> None:
+    """The reply comes when the future is done; others are served meanwhile, also the same caller."""
+    peer.send(b"", call("count", id=["c", 1]))
+    peer.send(b"", call("add", 1, 2))
+    assert 3 == peer.reply()["result"]
+    with Peer(context, device.url) as other:
+        assert 5 == other.ask(call("add", 2, 3))["result"]
+        reply = other.ask(request("PING", call=["c", 1]))
+        assert ("pending", None) == (reply["call"], reply["busy"])
+        futures[0].set_result("later")
+        assert ("later", ["c", 1]) == ((reply := peer.reply())["result"], reply["id"])
+        assert "done" == other.ask(request("PING", call=["c", 1]))["call"]
+
+
+def test_future_while_method_runs(blocked: Any, context: Any, futures: "deque[Future[Any]]", peer: Peer) -> None:
+    """It is replied to also when it is done during a long call, and in the order in which futures are done."""
+    blocked.released.set()
+    assert "released" == peer.reply()["result"]
+    blocked.entered.clear()
+    blocked.released.clear()
+    with Peer(context, blocked.url) as other:
+        for number in range(3):
+            other.send(b"", call("count", id=["c", number]))
+        postponed(blocked, 3)
+        peer.send(b"", call("block"))
+        assert blocked.entered.wait(LIMIT)
+        for number in (2, 0, 1):
+            futures[number].set_result(number)
+            assert number == other.reply()["result"]
+        blocked.released.set()
+    assert "released" == peer.reply()["result"]
+
+
+@pytest.mark.parametrize("way", ["fails", "is cancelled", "is done already"])
+def test_how_futures_end(device: Any, peer: Peer, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Whatever becomes of a future is told, once, and the next call works."""
+    future: Future[Any] = Future()
+    monkeypatch.setattr(device, "count", lambda: future)
+    if way == "is done already":
+        future.set_result(7)
+    peer.send(b"", call("count", id=["c", 1]))
+    if way == "fails":
+        postponed(device, 1)
+        future.set_exception(ValueError("no"))
+    elif way == "is cancelled":
+        postponed(device, 1)
+        future.cancel()
+    reply = peer.reply()
+
+    assert {
+        "fails": (False, "ValueError", "no"),
+        "is cancelled": (False, "concurrent.futures._base.CancelledError", ""),
+        "is done already": (True, None, None),
+    }[way] == (reply["success"], reply.get("error_type"), reply.get("error"))
+    assert (3, {}) == (peer.ask(call("add", 1, 2))["result"], device._rpc.endpoint._postponed)
+
+
+def test_future_of_buffer_method(device: Any, peer: Peer, futures: "deque[Future[Any]]") -> None:
+    """Buffers may come later, too."""
+    peer.send(b"", call("buffer", "", 1, id=["c", 1]))
+    postponed(device, 1)
+    futures[0].set_result((b"x" * 1_000_000, {"size": 1}))
+    _, head, payload = peer.receive()
+
+    assert ({"size": 1}, b"x" * 1_000_000) == (json.loads(head)["info"], payload)
+
+
+def test_property_that_is_a_future(device: Any, peer: Peer) -> None:
+    """A property has a value at once, or an error."""
+    device._level = Future()
+
+    assert "level: its value of type Future: " in peer.ask(request("PROPERTY_GET", property="level"))["error"]
+    device._level = 1.0
+
+
+def test_future_of_client(device: Any, client: Any, futures: "deque[Future[Any]]") -> None:
+    """A client waits for it as for a method that takes long."""
+    with in_thread(client.count) as outcome:
+        postponed(device, 1)
+        assert 3 == client.add(1, 2)
+        futures[0].set_result(5)
+
+    assert [5] == outcome
+
+
+def test_repeated_id_of_future(device: Any, peer: Peer, context: Any, futures: "deque[Future[Any]]") -> None:
+    """An id that is repeated while the future is pending, or later, gets the same reply; nothing is executed twice."""
+    frame = call("count", id=["c", 1])
+    with Peer(context, device.url) as other:
+        for each in (peer, other, other):
+            each.send(b"", frame)
+        assert "pending" == other.ask(request("PING", call=["c", 1]))["call"]
+        futures[0].set_result("once")
+        replies = [peer.reply(), other.reply(), other.reply(), peer.ask(frame)]
+
+    assert (4 * [replies[0]], "once", 1) == (replies, replies[0]["result"], len(futures))
+
+
+def test_future_when_client_is_gone(
+    device: Any, peer: Peer, context: Any, futures: "deque[Future[Any]]"
+) -> None:
+    """Nobody is there to be told: the others notice nothing."""
+    with Peer(context, device.url) as leaving:
+        leaving.send(b"", call("count"))
+        postponed(device, 1)
+    wait_until(lambda: device._rpc.endpoint._connections.clients() == {"127.0.0.1": 1})
+    futures[0].set_result(1)
+
+    postponed(device, 0)
+    assert 3 == peer.ask(call("add", 1, 2))["result"]
+
+
+def test_future_that_is_done_by_a_method(device: Any, peer: Peer, futures: "deque[Future[Any]]", monkeypatch: Any) -> None:
+    """The device's own thread may finish a future."""
+    monkeypatch.setattr(device, "add", lambda a, b=1: futures.popleft().set_result(a))
+    peer.send(b"", call("count"))
+    peer.send(b"", call("add", 7))
+
+    assert {7, None} == {peer.reply()["result"], peer.reply()["result"]}
+
+
+def finish(futures: "deque[Future[Any]]", count: int, first: int = 0) -> None:
+    """Finish so many futures from four threads, each with its number."""
+
+    def work(part: int) -> None:
+        for number in range(first + part, first + count, 4):
+            futures[number].set_result(number)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_many_futures(
+    device: Any, context: Any, futures: "deque[Future[Any]]", busy: bool
+) -> None:
+    """Thousands of futures that are done by many threads at once: each caller gets its own reply, once."""
+    count = 4000
+    peers = [Peer(context, device.url) for _ in range(4)]
+    for number in range(count):
+        peers[number % 4].send(b"", call("count", id=["c", number]))
+    postponed(device, count)
+    with Peer(context, device.url) as blocking:
+        if busy:
+            blocking.send(b"", call("block"))
+            assert device.entered.wait(LIMIT)
+        finish(futures, count)
+        device.released.set()
+        replies = [[peer.reply() for _ in range(count // 4)] for peer in peers]
+        last = [peer.ask(call("add", 1, 2))["result"] for peer in peers]
+    for peer in peers:
+        peer.socket.close()
+    found = {reply["id"][1]: reply["result"] for part in replies for reply in part}
+
+    assert ([3, 3, 3, 3], count) == (last, len(found))
+    # Their order is that of the calls, which of several peers is left open.
+    assert sorted(found.values()) == list(range(count))
+
+
+def test_stop_while_futures_are_pending(device: Any, peer: Peer, futures: "deque[Future[Any]]") -> None:
+    """A server that is stopped waits for no future, and whatever becomes of it does no harm."""
+    for number in range(3):
+        peer.send(b"", call("count", id=["c", number]))
+    postponed(device, 3)
+    device.stop_server()
+    assert device._rpc.finished.wait(LIMIT)
+    replies = [peer.reply() for _ in range(3)]
+    futures[0].set_result(1)
+    futures[1].set_exception(ValueError("no"))
+    futures[2].cancel()
+
+    assert 3 * ["rpc_kit.errors.ServerStopping"] == [reply["error_type"] for reply in replies]
+    assert {"the server is stopping"} == {reply["error"] for reply in replies}
+
+
+@pytest.mark.parametrize("round_", range(5))
+def test_futures_that_are_done_while_the_server_ends(
+    serve: Any, context: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, round_: int
+) -> None:
+    """Each caller gets one reply, be it the result or that the server is stopping, and no thread fails."""
+    device, futures, count = serve(), deque[Future[Any]](), 400
+    monkeypatch.setattr(device, "count", lambda: futures.append(Future()) or futures[-1])
+    with Peer(context, device.url) as peer:
+        for number in range(count):
+            peer.send(b"", call("count", id=["c", number]))
+        postponed(device, count)
+        with in_thread(lambda: finish(futures, count)):
+            wait_until(lambda: futures[(round_ * count) // 5].done())
+            device.stop_server()
+        assert device._rpc.finished.wait(LIMIT)
+        replies = [peer.reply() for _ in range(count)]
+        assert 0 == peer.socket.poll(50)
+
+    assert list(range(count)) == sorted(reply["id"][1] for reply in replies)
+    assert {None, "rpc_kit.errors.ServerStopping"} >= {reply.get("error_type") for reply in replies}
+    assert [] == caplog.messages
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
+    """A server that is stopped gives its method half a second."""
+    monkeypatch.setattr(endpoint, "STOP_TIME", 0.5)
+    return 0.5
+
+
+def test_method_that_does_not_end(
+    waker_kind: str, context: Any, blocked: Any, peer: Peer, impatient: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who waits behind it is told at once, its caller after the limit; serving ends when the method does."""
+    with queue(context, blocked, call("count", id=["c", 1])) as waiting:
+        stopped = time.monotonic()
+        blocked.stop_server()
+        assert "rpc_kit.errors.ServerStopping" == waiting.reply()["error_type"]
+        told = time.monotonic() - stopped
+        reply = peer.reply()
+        given_up = time.monotonic() - stopped
+        late = waiting.ask(call("count", id=["c", 2]))
+
+        assert told < impatient <= given_up < impatient + 2
+        assert "block did not end within 0.5 s of the server's stop; it may still end" == reply["error"]
+        assert "the server is stopping; nothing was executed" == late["error"]
+    assert "block has not ended within 0.5 s of the stop: it is left behind" in caplog.messages
+    assert not blocked._rpc.finished.is_set()
+    blocked.released.set()
+    assert blocked._rpc.finished.wait(LIMIT)
+    assert (0, 1) == (peer.socket.poll(50), blocked.counted)
+
+
+def test_method_that_ends_in_time(blocked: Any, peer: Peer, impatient: float) -> None:
+    """A method that ends within the limit is answered as usual."""
+    blocked.stop_server()
+    blocked.released.set()
+
+    assert "released" == peer.reply()["result"]
+
+
+def test_method_that_ends_with_a_future_too_late(
+    device: Any, peer: Peer, impatient: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose caller has been told is not replied to again."""
+    entered, released = threading.Event(), threading.Event()
+    monkeypatch.setattr(device, "count", lambda: entered.set() or released.wait(LIMIT) and Future())
+    peer.send(b"", call("count"))
+    assert entered.wait(LIMIT)
+    device.stop_server()
+    assert "did not end within" in peer.reply()["error"]
+    released.set()
+
+    assert device._rpc.finished.wait(LIMIT)
+    assert 0 == peer.socket.poll(50)
+
+
+def test_device_that_is_left_behind_is_unregistered(
+    registry: Any, serve: Any, context: Any, impatient: float
+) -> None:
+    """When a method does not end the device leaves the registry all the same."""
+    device = serve()
+    device.register_to_registry("scope", "left", registry.url)
+    with Peer(context, device.url) as peer:
+        peer.send(b"", call("block"))
+        assert device.entered.wait(LIMIT)
+        device.stop_server()
+        assert ["left"] == list(registry.get_devices())
+        wait_until(lambda: {} == registry.get_devices())
+
+        assert not device._rpc.finished.is_set()
+        assert not peer.reply()["success"]
+    device.released.set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_during_method_that_does_not_end(spawn: Any, context: Any, registry: Any, number: int) -> None:
+    """SIGTERM ends the process as it usually does, after the limit; SIGINT the method; callers and registry know."""
+    program = spawn("tests.stubborn", "0.5", "--registry", registry.url)
+    with Peer(context, program.line) as peer, Peer(context, program.line) as other:
+        peer.send(b"", call("block"))
+        wait_until(lambda: other.ask(PING)["busy"])
+        began = time.monotonic()
+        program.send_signal(number)
+        reply = peer.reply()
+        assert time.monotonic() - began >= 0.5
+        status, errors = program.end()
+
+        assert "block did not end within 0.5 s of the server's stop" in reply["error"]
+        assert (-signal.SIGTERM if number == signal.SIGTERM else 0) == status
+        assert time.monotonic() - began < 0.5 + 2
+        assert 0 == peer.socket.poll(50)
+    assert {} == registry.get_devices()
+    assert "Traceback" not in errors
+
+
+def test_stop_during_method_that_does_not_end(spawn: Any, context: Any) -> None:
+    """Without a signal the process goes on, and serve_forever returns when the method has ended."""
+    program = spawn("tests.stubborn", "0.2", "--stop-after", "0", "--release-after", "0.6")
+    with Peer(context, program.line) as peer:
+        peer.send(b"", call("block"))
+
+        assert "did not end within 0.2 s" in peer.reply()["error"]
+        assert ["releasing", "served"] == [program.output.readline().strip() for _ in range(2)]
+        assert (0, "block has not ended within 0.2 s of the stop: it is left behind\n") == program.end()
+
+
+def test_status(serve: Any, context: Any) -> None:
+    """A person is told who is connected, what was called, and what runs."""
+    device = serve()
+    status = device._rpc.endpoint.status
+    assert "clients: none; calls: 0, 0 waiting; idle" == status()
+    with Peer(context, device.url) as peer, Peer(context, device.url) as other:
+        peer.ask(call("count"))
+        other.ask(PING)
+        wait_until(lambda: "clients: 127.0.0.1 (2); calls: 1, 0 waiting; idle" == status())
+        peer.send(b"", call("block"))
+        assert device.entered.wait(LIMIT)
+        with queue(context, device, call("count")) as waiting:
+            expected = r"clients: 127\.0\.0\.1 \(3\); calls: 2, 1 waiting; in block for \d+ s"
+            wait_until(lambda: re.fullmatch(expected, status()))
+            device.released.set()
+            waiting.reply()
+    wait_until(lambda: "clients: none; calls: 3, 0 waiting; idle" == status())
+
+
+def test_status_before_serving(context: Any) -> None:
+    """A server that is not served yet has no clients."""
+    with InstrumentServer(context, "tcp://127.0.0.1:0") as device:
+        assert "clients: none; calls: 0, 0 waiting; idle" == device._rpc.endpoint.status()

@@ -1,5 +1,8 @@
 """What an interface class declares."""
 
+import os
+import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from enum import Enum
@@ -10,7 +13,9 @@ import pytest
 
 from rpc_kit import RPCProperty, RPCServer, RPCSignal
 from rpc_kit.errors import InterfaceError
-from rpc_kit.interface import RESERVED, Interface, declared_names, refuse_reserved
+from rpc_kit.interface import RESERVED, Interface, declared_names, implemented_by, refuse_reserved
+from tests.devices import Instrument, InstrumentServer
+from tests.helpers import PROJECT
 
 TWO, NONE = RPCSignal(int, int), RPCSignal()
 method = RPCServer.register_method_json
@@ -363,3 +368,129 @@ def test_result_is_converted() -> None:
 
 def signature_of_result(self: Any) -> tuple[int, Mode]:
     raise NotImplementedError
+
+
+def hash_of(**members: Any) -> str:
+    return Interface.of(made(**members)).hash
+
+
+def measure(self: Any, a: int, b: float = 1.0) -> int:
+    raise NotImplementedError
+
+
+def test_hash() -> None:
+    """Two classes with the same members have the same hash, whatever they are called and do."""
+
+    def documented(self: Any, a: int, b: float = 1.0) -> int:
+        """It does more than the other one."""
+        return a
+
+    one = hash_of(measure=method(measure), size=RPCProperty(lambda self: 1), moved=RPCSignal(int), other=3)
+    other = type("Other", (), {"moved": RPCSignal(int), "size": RPCProperty(lambda self: 2), "_more": 1})
+    other.measure = method(timeout=5)(documented)  # type: ignore[attr-defined]
+
+    assert one == Interface.of(other).hash
+    assert (16, True) == (len(one), set(one) <= set("0123456789abcdef"))
+
+
+def renamed(self: Any, c: int, b: float = 1.0) -> int: ...
+
+
+def retyped(self: Any, a: str, b: float = 1.0) -> int: ...
+
+
+def with_other_default(self: Any, a: int, b: float = 2.0) -> int: ...
+
+
+def with_other_result(self: Any, a: int, b: float = 1.0) -> str: ...
+
+
+def number(self: Any) -> int: ...
+
+
+def text(self: Any) -> str: ...
+
+
+CHANGED = RPCSignal(int)
+
+
+def test_hash_tells_members_apart() -> None:
+    """Whatever a client can tell apart gives another hash: names, types, defaults, kinds, setters, notifications."""
+    variants = [
+        {},
+        {"measure": method(measure)},
+        {"gauge": method(measure)},
+        {"measure": buffer(lambda self: (b"", {}))},
+        {"measure": method(lambda self: None)},
+        {"measure": method(renamed)},
+        {"measure": method(retyped)},
+        {"measure": method(with_other_default)},
+        {"measure": method(with_other_result)},
+        {"measure": method(measure), "measure2": method(measure)},
+        {"size": RPCProperty(number)},
+        {"size": RPCProperty(text)},
+        {"size": RPCProperty(number, lambda self, value: None)},
+        {"size": RPCProperty(number, notify=CHANGED), "changed": CHANGED},
+        {"size": RPCProperty(number), "changed": RPCSignal(int)},
+        {"size": RPCSignal(int)},
+        {"size": RPCSignal(str)},
+        {"size": RPCSignal(int, int)},
+        {"size": method(number)},
+    ]
+
+    assert len(variants) == len({hash_of(**each) for each in variants})
+
+
+def test_hash_is_the_same_everywhere() -> None:
+    """Another process, in which texts have other hashes, has the same one."""
+    imports = "from rpc_kit.interface import Interface; from tests.devices import Instrument"
+    command = [sys.executable, "-c", f"{imports}; print(Interface.of(Instrument).hash)"]
+    hashes = set()
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        ran = subprocess.run(command, cwd=PROJECT, env=environment, check=True, capture_output=True, text=True)
+        hashes.add(ran.stdout.strip())
+
+    assert {Interface.of(Instrument).hash} == hashes
+
+
+class CameraServer(MovingCamera, RPCServer):
+    """Adds nothing."""
+
+
+class TwoInterfaces(Movable, Camera, RPCServer):
+    """No class before it has all of its members."""
+
+
+class WithMore(MovingCamera, RPCServer):
+    """Has a member of its own."""
+
+    heated = RPCSignal(float)
+
+
+class Plain(RPCServer):
+    """Declares its members itself."""
+
+    cooled = RPCSignal(float)
+
+
+class SubServer(CameraServer):
+    """A server derived from a server."""
+
+
+@pytest.mark.parametrize(
+    ("cls", "expected"),
+    [
+        (CameraServer, MovingCamera), (SubServer, MovingCamera), (TwoInterfaces, TwoInterfaces), (WithMore, WithMore),
+        (Plain, Plain), (Device, Device), (InstrumentServer, Instrument), (RPCServer, RPCServer),
+    ],
+)  # fmt: skip
+def test_implemented_by(cls: type, expected: type) -> None:
+    """A device implements the first class before it that has all of its members and is no server; or else itself."""
+    assert Interface.of(expected) is implemented_by(cls, RPCServer)
+
+
+def test_hash_of_implementation() -> None:
+    """A server says of itself what its clients know of the interface."""
+    assert Interface.of(MovingCamera).hash == implemented_by(CameraServer, RPCServer).hash
+    assert Interface.of(MovingCamera).hash != Interface.of(WithMore).hash

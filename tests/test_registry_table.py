@@ -13,6 +13,7 @@ from registry import table as module
 from registry.table import Change, Table, check_lease, matches
 from rpc_kit.messages import Entry, Registration
 from tests.helpers import FakeClock
+from tests.test_registry_names import naive
 
 NOW = 1e9
 """When devices are registered, Unix seconds."""
@@ -505,7 +506,7 @@ class Tables(RuleBasedStateMachine):
         )
         gone = [each for each in self.entries if each.address == asked.addr or overwrite and each.name == name]
         taken = {each.name for each in self.entries if each not in gone}
-        return self.change(asked, gone, lowest_free(taken, device_type, name))
+        return self.change(asked, gone, naive(taken, device_type, name))
 
     @rule(
         target=known,
@@ -585,15 +586,6 @@ class Tables(RuleBasedStateMachine):
         ends = sorted(self.ends.values())
         next_end = self.table.next_end()
         assert not ends or next_end is not None and next_end <= ends[0]
-
-
-def lowest_free(taken: set[str], device_type: str, name: str) -> str:
-    """The rule: the first free one of ``name``, ``name-1``, ``name-2`` …; without a name of ``type-0``, ``type-1`` …"""
-    candidate, number = name or f"{device_type}-0", 0
-    while candidate in taken:
-        number += 1
-        candidate = f"{name or device_type}-{number}"
-    return candidate
 
 
 TestTables = Tables.TestCase

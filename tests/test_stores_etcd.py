@@ -564,6 +564,12 @@ def test_wrong_endpoints(endpoints: list[str]) -> None:
         EtcdStore(endpoints)
 
 
+def test_empty_prefix() -> None:
+    """All keys of etcd are not those of a registry."""
+    with pytest.raises(ValueError, match="prefix"):
+        EtcdStore(["http://localhost:2379"], "")
+
+
 def test_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without etcd3gw the error says what to install."""
     monkeypatch.setitem(sys.modules, "etcd3gw", None)
@@ -625,6 +631,7 @@ def test_failure_of_the_table_is_logged(node: EtcdCluster, prefix: str, caplog: 
 
     store = EtcdStore(node.endpoints, prefix)
     store.open(apply)
+    store.follow()
     for number in range(2):
         entry = Entry(f"u{number}", f"camera{number}", "camera", f"tcp://h:{number}")
         store.save(Change(added=entry, lease=20.0))

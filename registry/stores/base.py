@@ -33,13 +33,16 @@ class Store(ABC):
 
     @abstractmethod
     def open(self, apply: Apply) -> None:
-        """Hand all that is kept to `apply`, and from now on every change, once it is kept and whoever made it.
+        """Hand all that is kept to `apply`, and from now on every change, once it is kept.
 
         Raises
         ------
         StoreError
             When it cannot be read or written, belongs to another registry, or is of a newer format.
         """
+
+    def follow(self) -> None:
+        """Hand from now on also to `apply` what others change."""
 
     @abstractmethod
     def save(self, change: Change) -> None:
@@ -48,7 +51,8 @@ class Store(ABC):
         Raises
         ------
         StoreError
-            When it cannot be kept; nothing is changed then.
+            When it cannot be kept; nothing is changed then. A remote store cannot know: what was not confirmed may be
+            kept all the same, and ends with its lease.
         Conflict
             When it was planned on something that somebody else has changed meanwhile.
         """

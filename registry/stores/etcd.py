@@ -95,7 +95,7 @@ class EtcdStore(Store):
     MissingExtra
         When etcd3gw is not installed.
     ValueError
-        When an endpoint is no url.
+        When an endpoint is no url, or the prefix is empty.
     """
 
     is_remote = True
@@ -114,6 +114,8 @@ class EtcdStore(Store):
             from . import etcd_client
         except ModuleNotFoundError as exc:
             raise MissingExtra("etcd3gw is not installed: pip install rpc-kit[etcd]") from exc
+        if not prefix:
+            raise ValueError("the prefix of the keys in etcd is empty")
         self.exclusive = self._turns = _Turns(threading.Lock())
         tls = {"ca_cert": ca_cert, "cert_cert": cert_cert, "cert_key": cert_key}
         self._cluster = etcd_client.Cluster(endpoints, timeout, tls)
@@ -135,6 +137,8 @@ class EtcdStore(Store):
         except BaseException:
             self.close()
             raise
+
+    def follow(self) -> None:
         self._thread.start()
 
     def save(self, change: Change) -> None:
@@ -215,8 +219,11 @@ class EtcdStore(Store):
                     return
                 for news in watch:
                     self._hear(news)
-                if failures:
-                    logger.info("etcd is heard again")
+                    if not news.created:
+                        failures = 0
+                    # That a watch was made says nothing when others were refused right after that.
+                    if failures == 0:
+                        self._heard = time.monotonic()
                 failures = 0
             except Behind as exc:
                 logger.info("all is read from etcd again: %s", exc)
@@ -229,7 +236,6 @@ class EtcdStore(Store):
                 self._closing.wait(min(failures * SHORTEST_PAUSE, LONGEST_PAUSE))
 
     def _hear(self, news: "News") -> None:
-        self._heard = time.monotonic()
         if news.created:
             ahead = news.header.revision - self._seen
             if ahead > FAR:

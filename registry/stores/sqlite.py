@@ -96,14 +96,14 @@ class SqliteStore(Store):
             # Autocommit; one thread at a time, as `exclusive` sees to.
             self._database = sqlite3.connect(self._file, timeout=1.0, isolation_level=None, check_same_thread=False)
             try:
-                self._prepare()
-                self._load()
+                for change in self._prepare():
+                    apply(change)
             except BaseException:
                 self._database.close()
                 raise
         except StoreError:
             raise
-        except (OSError, sqlite3.Error) as exc:
+        except (OSError, sqlite3.Error, UnicodeError) as exc:
             raise self._explained(exc, "opened") from exc
 
     def save(self, change: Change) -> None:
@@ -144,7 +144,9 @@ class SqliteStore(Store):
         try:
             os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except FileExistsError:
-            pass  # not opened: closing it would end the lock of another store of this process
+            # Not tried out: to close it again would end the lock of another store of this process.
+            if not os.access(self._file, os.R_OK | os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
 
     def _refuse_others(self) -> None:
         """See to whom the file belongs without the least change of it.
@@ -153,7 +155,7 @@ class SqliteStore(Store):
         """
         database = sqlite3.connect(f"{self._file.as_uri()}?mode=ro&immutable=1", uri=True)
         # Without a lock something may seem to be wrong; what really is wrong shows later.
-        with contextlib.closing(database), contextlib.suppress(sqlite3.Error):
+        with contextlib.closing(database), contextlib.suppress(sqlite3.Error, UnicodeError):
             self._check_origin(database)
 
     def _check_origin(self, database: sqlite3.Connection) -> bool:
@@ -172,8 +174,8 @@ class SqliteStore(Store):
             )
         return False
 
-    def _prepare(self) -> None:
-        """Lock the file, and see that it is one of ours, whole and writable."""
+    def _prepare(self) -> list[Change]:
+        """Lock the file, see that it is one of ours, whole and writable, and read what is in it."""
         database = self._database
         # The lock is held until the file is closed, and there is no shared memory to be left behind.
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -182,6 +184,7 @@ class SqliteStore(Store):
         (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
+        found = [] if is_new else self._read()
         database.execute("COMMIT")
         # Nothing has been written so far.
         database.execute("PRAGMA journal_mode = WAL")
@@ -190,8 +193,9 @@ class SqliteStore(Store):
         if is_new:
             database.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
         database.execute(f"PRAGMA user_version = {FORMAT}")  # a write: a full disk shows now
+        return found
 
-    def _load(self) -> None:
+    def _read(self) -> list[Change]:
         now = self._wall_clock()
         query = "SELECT id, uuid, entry, lease, ends FROM devices LEFT JOIN leases USING (id) ORDER BY id"
         found: list[Change] = []
@@ -209,8 +213,7 @@ class SqliteStore(Store):
         for values in ({each.name for each in entries}, {each.address for each in entries}):
             if len(values) < len(entries):
                 raise sqlite3.DatabaseError("two devices have one name or address")
-        for change in found:
-            self._apply(change)
+        return found
 
     def _insert(self, change: Change) -> int:
         assert change.added is not None and change.lease is not None
@@ -236,7 +239,7 @@ class SqliteStore(Store):
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
 
-    def _explained(self, exc: OSError | sqlite3.Error, what: str) -> StoreError:
+    def _explained(self, exc: OSError | sqlite3.Error | UnicodeError, what: str) -> StoreError:
         if isinstance(exc, OSError):
             why = _REASONS.get(_CODES.get(exc.errno or 0, 0), str(exc))
         elif isinstance(exc, sqlite3.ProgrammingError):
