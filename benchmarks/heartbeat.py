@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from contextlib import closing
+from contextlib import ExitStack, closing
+from statistics import median
 
 from benchmarks.processes import Client, RegisteredServer, RegistryServer, Server
 from benchmarks.results import Measurement, Results
@@ -11,28 +11,34 @@ from benchmarks.session import Session, one_core
 from benchmarks.systems import OURS
 
 LEASE = 0.3  # renewed some ten times a second, where a minute is usual
-LONGER = 4  # than other samples: each has its renewals
+SLICE = 0.125  # s of echoes, in which at least one renewal falls
 
 
 def heartbeat(session: Session) -> Results:
     title = f"echo of a server that renews a lease of {LEASE:g} s, to one that is not registered"
-    results = {"heartbeat_ratio": Measurement(title, "×"), "heartbeat_p99": Measurement(f"{title}, p99", "×")}
-    turns = itertools.count()
-    with (
-        closing(RegistryServer("memory")) as registry,
-        closing(RegisteredServer(registry.url, LEASE)) as registered,
-        closing(Server(OURS)) as alone,
-        closing(Client(OURS, registered.port)) as of_registered,
-        closing(Client(OURS, alone.port)) as of_alone,
-    ):
+    results = {
+        "heartbeat": Measurement(f"{title}: median", "×"),
+        "heartbeat_p99": Measurement(f"{title}: 99th percentile", "×"),
+    }
+    with closing(RegistryServer("memory")) as registry:
 
         def sample(system: str) -> list[float]:
-            times = {}
-            # By turns, as who comes second often has a faster core.
-            for client in (of_registered, of_alone)[:: 1 if next(turns) % 2 else -1]:
-                times[client] = client.run("echo_tail", seconds=LONGER * session.effort.seconds)
-            return [with_lease / without for with_lease, without in zip(times[of_registered], times[of_alone])]
+            return compare(registry, session.effort.rounds // 3)
 
-        with one_core([registered, alone, of_registered, of_alone]):
-            session.interleave(list(results.values()), sample, [OURS], session.effort.rounds)
+        session.interleave(list(results.values()), sample, [OURS], session.effort.rounds)
     return results
+
+
+def compare(registry: RegistryServer, turns: int) -> list[float]:
+    """The ratios of median and 99th percentile; with new processes each time, as two alike differ by some percent."""
+    with ExitStack() as stack:
+        servers: dict[bool, Server | RegisteredServer] = {
+            True: stack.enter_context(closing(RegisteredServer(registry.url, LEASE))),
+            False: stack.enter_context(closing(Server(OURS))),
+        }
+        clients = {kept: stack.enter_context(closing(Client(OURS, each.port))) for kept, each in servers.items()}
+        times: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+        with one_core([*servers.values(), *clients.values()]):
+            for kept in (True, False, False, True) * turns:  # what drifts cancels out
+                times[kept].append(clients[kept].run("echo_tail", seconds=SLICE))
+    return [median(mine) / median(others) for mine, others in zip(zip(*times[True]), zip(*times[False]))]

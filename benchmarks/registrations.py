@@ -109,7 +109,7 @@ def renewals(session: Session, registries: dict[str, Registry]) -> Results:
     single = {store: list(registry.single()) for store, registry in registries.items()}
     results = rates(session, registries, "renewals", single, 1, UNDER_WAY)
     batched = {store: list(registry.batched()) for store, registry in registries.items()}
-    return results | rates(session, registries, "batched", batched, MOST_RENEWALS, BATCHES)
+    return results | rates(session, registries, of_all(session, "batched"), batched, MOST_RENEWALS, BATCHES)
 
 
 def rates(
@@ -120,9 +120,11 @@ def rates(
     size: int,
     under_way: int,
 ) -> Results:
+    devices = session.effort.devices
     how = "one by one" if size == 1 else f"{size:,} in a message"
     results = {
-        f"{key}_{store.lower()}": Measurement(f"registry: renewals, {how}, {store}", "/s") for store in registries
+        f"{key}_{store.lower()}": Measurement(f"registry: renewals, {how}, {devices:,} devices, {store}", "/s")
+        for store in registries
     }
     endless = {store: itertools.cycle(each) for store, each in messages.items()}
 
@@ -206,4 +208,4 @@ def lookup(session: Session) -> Results:
         return (quantiles(times, n=100)[98],)
 
     session.interleave([measurement], sample, [OURS], session.effort.rounds)
-    return {"lookup": measurement}
+    return {of_all(session, "lookup"): measurement}

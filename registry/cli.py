@@ -66,6 +66,9 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("--addr", help="host to listen on; 127.0.0.1 for this host only (default: all)")
     serve.add_argument("--port", type=int, help="0 for any free one (default: 5555)")
     serve.add_argument("--store", help="memory, sqlite, sqlite:FILE or etcd:http://host:2379,… (default: sqlite)")
+    serve.add_argument("--etcd-ca", metavar="FILE", help="authority of etcd's certificates, for https://")
+    serve.add_argument("--etcd-cert", metavar="FILE", help="certificate of this registry for etcd")
+    serve.add_argument("--etcd-key", metavar="FILE", help="its key")
     serve.add_argument("--announce", action=argparse.BooleanOptionalAction, help="by mDNS (default: yes)")
     serve.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning, error (default: info)")
     serve.add_argument("--log", metavar="LOGGER=LEVEL,…", help="levels of single loggers")
@@ -79,7 +82,7 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         found = settings(flags, options.config)
         set_up_logging(found.log_level, [each for each in found.log.split(",") if each])
-        store = make_store(found.store)
+        store = make_store(found.store, found.etcd_ca, found.etcd_cert, found.etcd_key)
     except (ValueError, OSError, MissingExtra) as exc:
         raise UsageError(str(exc)) from exc
     with zmq.Context() as context:

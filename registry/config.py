@@ -33,6 +33,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_level : str, default "info"
     log : str, default ""
         Levels of single loggers, as ``registry=debug,rpc_kit=warning``.
+    etcd_ca, etcd_cert, etcd_key : str
+        Files for TLS to etcd: the authority, the certificate of this registry and its key.
     """
 
     addr: str = "*"
@@ -41,6 +43,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     announce: bool = True
     log_level: str = "info"
     log: str = ""
+    etcd_ca: str = ""
+    etcd_cert: str = ""
+    etcd_key: str = ""
 
 
 def settings(flags: Mapping[str, Any], file: Path | None = None) -> Settings:
@@ -72,8 +77,8 @@ def settings(flags: Mapping[str, Any], file: Path | None = None) -> Settings:
     return _converted({**found, **variables, **given}, "the settings", strict=False)
 
 
-def make_store(text: str) -> Store:
-    """The store that a setting names; not yet opened.
+def make_store(text: str, ca: str = "", cert: str = "", key: str = "") -> Store:
+    """The store that a setting names; not yet opened. The files are those for TLS to etcd.
 
     Raises
     ------
@@ -91,7 +96,8 @@ def make_store(text: str) -> Store:
     if kind == "etcd" and rest:
         from .stores.etcd import EtcdStore  # brings an HTTP client with it
 
-        return EtcdStore([each.strip() for each in rest.split(",") if each.strip()])
+        endpoints = [each.strip() for each in rest.split(",") if each.strip()]
+        return EtcdStore(endpoints, ca_cert=ca or None, cert_cert=cert or None, cert_key=key or None)
     raise ValueError(f"a store is memory, sqlite, sqlite:FILE or etcd:http://host:2379,http://…, not {text!r}")
 
 

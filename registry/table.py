@@ -1,9 +1,10 @@
 """Who is registered under which name, and for how long. Pure: no sockets, no threads, the clock is an argument."""
 
 import heapq
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
@@ -21,6 +22,9 @@ LARGEST_METADATA = 4096
 """As JSON, bytes."""
 MAX_ENTRIES = 200_000
 """A table takes no more entries: anybody may register."""
+
+_COMMON = ("host", "version")
+"""Metadata that many devices share."""
 
 Reason = Literal["unregistered", "expired", "replaced", "evicted"]
 
@@ -117,7 +121,7 @@ class Table:
             self._remove(entry.uuid)
         if change.added is None:
             return
-        entry = change.added
+        entry = _compact(change.added)
         known = self._entries.get(entry.uuid)
         if known is not None:
             self._forget(known)
@@ -144,13 +148,16 @@ class Table:
         """The entries whose lease has ended."""
         now, gone = self._clock(), {}
         while self._due and self._due[0][0] <= now:
-            end, key = heapq.heappop(self._due)
-            if self._ends.get(key) == end:
+            _, key = heapq.heappop(self._due)
+            end = self._ends.get(key)
+            if end is not None and end <= now:
                 gone[key] = self._entries[key]
+            elif end is not None:
+                heapq.heappush(self._due, (end, key))  # it has been renewed meanwhile
         return tuple(gone.values())
 
     def next_end(self) -> float | None:
-        """When the next lease may end, on the table's clock."""
+        """When the next lease may end, on the table's clock; or earlier."""
         return self._due[0][0] if self._due else None
 
     def get(self, key: str) -> Entry | None:
@@ -181,10 +188,13 @@ class Table:
         return candidate
 
     def _lease(self, key: str, lease: float) -> None:
-        self._ends[key] = self._clock() + lease
-        heapq.heappush(self._due, (self._ends[key], key))
+        before = self._ends.get(key)
+        end = self._ends[key] = self._clock() + lease
+        if before is not None and before <= end:
+            return  # an earlier end of it is due before, and then this one is looked up
+        heapq.heappush(self._due, (end, key))
         if len(self._due) > 4 * len(self._ends) + 64:
-            # Each renewal leaves its old end behind.
+            # Each shorter lease leaves a longer one behind.
             self._due = [(end, each) for each, end in self._ends.items()]
             heapq.heapify(self._due)
 
@@ -217,6 +227,22 @@ def _numbered(name: str) -> tuple[str, int]:
     """Of a name that ends with a number: what stands before, and the number before that one, at least 0."""
     base, _, number = name.rpartition("-")
     return (base, max(int(number) - 1, 0)) if number.isascii() and number.isdigit() else (name, 0)
+
+
+def _compact(entry: Entry) -> Entry:
+    """The entry, sharing with others what many have in common."""
+    share = sys.intern
+    return replace(
+        entry,
+        device_type=share(entry.device_type),
+        addresses=(entry.address, *entry.addresses[1:]) if entry.addresses else (),
+        interface=share(entry.interface),
+        interface_hash=share(entry.interface_hash),
+        metadata={
+            share(key): share(value) if isinstance(value, str) and key in _COMMON else value
+            for key, value in entry.metadata.items()
+        },
+    )
 
 
 def matches(entry: Entry, metadata: Mapping[str, Scalar]) -> bool:

@@ -233,7 +233,7 @@ class Calls:
         Raises
         ------
         ServerLost
-            When it cannot be found within `liveness`; nothing was executed.
+            When it cannot be found within `liveness` and the time of one look-up; nothing was executed.
         """
         if self._closed or self._forks != _forks:
             return  # the call itself will say so

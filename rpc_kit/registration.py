@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from .errors import ProtocolError, RegistryRefused
+from .errors import ProtocolError, RegistryRefused, StoreError
 from .messages import EventType, Registration, Removal, Renewal
 from .sockets import ZmqContext, ask_once
 from .wire import parse_registry_reply, registry_frame
@@ -84,6 +84,8 @@ def exchange(
         return parse_registry_reply(ask_once(context, url, request, timeout))
     except (TimeoutError, ConnectionError) as exc:
         logger.debug("no answer of the registry at %s to %s: %s", url, event, exc)
+    except StoreError as exc:
+        logger.warning("the registry at %s cannot do %s now: %s", url, event, exc)
     except ProtocolError as exc:
         logger.warning("the registry at %s answered %s with nonsense: %s", url, event, exc)
     return None

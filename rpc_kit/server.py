@@ -136,6 +136,8 @@ class ServerEngine:
                 name=(member.name if member is not None else "") or asked.name,
                 # A registry that has not heard of it yet, from another one, keeps the entry as it is.
                 uuid=member.last_uuid if member is not None else "",
+                # A name that was taken from this device is not taken back, or two would do so for ever.
+                overwrite=asked.overwrite and not (member is not None and member.last_uuid),
             )
 
         self.member = Member(describe, lease, max_missed, self.endpoint.stop)

@@ -64,6 +64,7 @@ class RegistryWatch:
         self._known: dict[str, Entry] = {}
         self._news: queue.Queue[tuple[str, list[Any]]] = queue.Queue(LONGEST_BACKLOG)
         self._stopped = threading.Event()
+        self._is_up = True
         self._outdated = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rpc-registry-watch", daemon=True)
         self._thread.start()
@@ -88,7 +89,9 @@ class RegistryWatch:
             try:
                 self._watch(url)
             except Exception as exc:
-                logger.warning("the registry at %s is not watched any more: %s", url, exc)
+                # Once for each outage, however often it is tried.
+                logger.log(logging.WARNING if self._is_up else logging.DEBUG, "%s is not watched: %s", url, exc)
+                self._is_up = False
                 self._stopped.wait(PAUSE)
 
     def _watch(self, url: str) -> None:
@@ -101,6 +104,9 @@ class RegistryWatch:
             receiver.start()
             if not receiver.subscribed.wait(HANDSHAKE_TIMEOUT):
                 raise CallTimeout(f"no signals within {HANDSHAKE_TIMEOUT:g} s")
+            if not self._is_up:
+                logger.info("%s is watched", url)
+            self._is_up = True
             self._outdated.set()
             while not self._stopped.is_set():
                 if self._outdated.is_set():

@@ -10,7 +10,15 @@ from msgspec import UNSET, Struct, UnsetType
 
 from . import messages
 from .convert import decode_json, encode_json, encode_null
-from .errors import MessageTooLarge, ProtocolError, RegistryRefused, SerializationError, remote_error
+from .errors import (
+    MessageTooLarge,
+    ProtocolError,
+    RegistryRefused,
+    SerializationError,
+    StoreError,
+    remote_error,
+    type_name,
+)
 from .messages import (
     AnyRequest,
     EventType,
@@ -51,6 +59,7 @@ _facts = msgspec.json.Decoder(Facts)
 _events = msgspec.json.Decoder(SignalEvent)
 _subscribed = msgspec.json.Decoder(Subscribed)
 _registry_replies = msgspec.json.Decoder(dict[str, Any])
+_STORE_ERROR = type_name(StoreError())
 _anything = msgspec.json.Decoder()
 
 
@@ -306,26 +315,31 @@ def parse_registry_reply(frame: Buffer) -> dict[str, Any]:
         When it is none.
     RegistryRefused
         When the registry says why it does not do what it was asked for.
+    StoreError
+        When it cannot do it now.
     """
     reply = _parse(frame, _registry_replies, "a reply of a registry")
     payload = reply.get("payload")
     if not isinstance(payload, dict):
         raise ProtocolError("not a reply of a registry: its payload is no object")
     if reply.get("event") == EventType.UNSUPPORTED:
-        raise RegistryRefused(str(reply.get("error") or f"it does not know {payload.get('req_event')}"))
+        why = str(reply.get("error") or f"it does not know {payload.get('req_event')}")
+        raise StoreError(why) if reply.get("error_type") == _STORE_ERROR else RegistryRefused(why)
     return payload
 
 
 def unsupported_frame(request: AnyRequest, error: str) -> bytes:
     """What a registry replies to anything it does not know, understood by clients of both protocols."""
     event = request.event if isinstance(request, Malformed) else ""
-    reply = {
+    reply: dict[str, Any] = {
         "event": EventType.UNSUPPORTED,
         "payload": {"req_event": event},
         "success": False,
         "error": _valid(error),
         "traceback": "",
     }
+    if isinstance(request, Malformed) and isinstance(request.error, StoreError):
+        reply["error_type"] = _STORE_ERROR
     if request.id is not UNSET:
         reply["id"] = request.id
     return encode_json(reply)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -140,6 +141,14 @@ class Restartable:
         assert self._current.port is not None
         self._port = self._current.port
         return True
+
+
+@contextlib.contextmanager
+def unused_url() -> Iterator[str]:
+    """A url at which nobody listens, as its port is kept."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"tcp://127.0.0.1:{taken.getsockname()[1]}"
 
 
 @contextlib.contextmanager

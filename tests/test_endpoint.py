@@ -558,7 +558,9 @@ def test_future_when_client_is_gone(
     assert 3 == peer.ask(call("add", 1, 2))["result"]
 
 
-def test_future_that_is_done_by_a_method(device: Any, peer: Peer, futures: "deque[Future[Any]]", monkeypatch: Any) -> None:
+def test_future_that_is_done_by_a_method(
+    device: Any, peer: Peer, futures: "deque[Future[Any]]", monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The device's own thread may finish a future."""
     monkeypatch.setattr(device, "add", lambda a, b=1: futures.popleft().set_result(a))
     peer.send(b"", call("count"))

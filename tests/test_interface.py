@@ -393,22 +393,28 @@ def test_hash() -> None:
     assert (16, True) == (len(one), set(one) <= set("0123456789abcdef"))
 
 
-def renamed(self: Any, c: int, b: float = 1.0) -> int: ...
+def renamed(self: Any, c: int, b: float = 1.0) -> int:
+    raise NotImplementedError
 
 
-def retyped(self: Any, a: str, b: float = 1.0) -> int: ...
+def retyped(self: Any, a: str, b: float = 1.0) -> int:
+    raise NotImplementedError
 
 
-def with_other_default(self: Any, a: int, b: float = 2.0) -> int: ...
+def with_other_default(self: Any, a: int, b: float = 2.0) -> int:
+    raise NotImplementedError
 
 
-def with_other_result(self: Any, a: int, b: float = 1.0) -> str: ...
+def with_other_result(self: Any, a: int, b: float = 1.0) -> str:
+    raise NotImplementedError
 
 
-def number(self: Any) -> int: ...
+def number(self: Any) -> int:
+    raise NotImplementedError
 
 
-def text(self: Any) -> str: ...
+def text(self: Any) -> str:
+    raise NotImplementedError
 
 
 CHANGED = RPCSignal(int)
@@ -416,7 +422,7 @@ CHANGED = RPCSignal(int)
 
 def test_hash_tells_members_apart() -> None:
     """Whatever a client can tell apart gives another hash: names, types, defaults, kinds, setters, notifications."""
-    variants = [
+    variants: list[dict[str, Any]] = [
         {},
         {"measure": method(measure)},
         {"gauge": method(measure)},

@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from registry import DeviceRegistry, Entry, register_device
-from rpc_kit import RPCClient, RPCServer, calls, discovery, lookup, registrar, registration
+from rpc_kit import RPCClient, RPCServer, calls, discovery, lookup, registrar, registration, watching
 from rpc_kit.errors import (
     ClientClosed,
     DeviceNotFound,
@@ -28,7 +28,7 @@ from rpc_kit.messages import EventType, Ping, Registration
 from rpc_kit.registration import exchange
 from tests.devices import LIMIT, Instrument, InstrumentClient, InstrumentServer
 from tests.helpers import Relay, in_thread, wait_until
-from tests.registries import Restartable, ScriptedRegistry, restartable
+from tests.registries import Restartable, ScriptedRegistry, restartable, unused_url
 
 SLACK = 2.0
 """How much longer than its limit anything may take on a busy machine, s."""
@@ -69,10 +69,10 @@ def restarted(context: Any) -> Iterator[Restartable]:
 
 
 @pytest.fixture
-def nobody(context: Any) -> str:
+def nobody() -> Iterator[str]:
     """A url at which nobody listens."""
-    with context.socket(zmq.ROUTER) as made:
-        return f"tcp://127.0.0.1:{made.bind_to_random_port('tcp://127.0.0.1')}"
+    with unused_url() as made:
+        yield made
 
 
 @pytest.fixture
@@ -373,7 +373,7 @@ def test_wait_for_without_registry(silent: ScriptedRegistry, look: Any) -> None:
     """When no registry answered in all the time, that is what is told."""
     elapsed = refused(lambda: look(silent.url).wait_for("left", 1.0), RegistryUnreachable)
 
-    assert 1.0 <= elapsed < 1.0 + lookup.REGISTRY_LIVENESS + SLACK
+    assert 1.0 <= elapsed < 1.0 + watching.REGISTRY_LIVENESS + SLACK
 
 
 def test_many_threads(registry: DeviceRegistry, context: Any, look: Any) -> None:
@@ -414,7 +414,8 @@ def test_forgotten_client(registry: DeviceRegistry, context: Any) -> None:
 def test_connect_by_interface(registry: DeviceRegistry, dial: Any, serve: Any) -> None:
     """A name and an interface make a client, with methods, properties and signals."""
     device = registered(serve, registry.url)
-    client, levels = dial("left", registry=registry.url), []
+    client = dial("left", registry=registry.url)
+    levels: list[float] = []
     client.level_changed.connect(levels.append)
     client.level = 3.0
 

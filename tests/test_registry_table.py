@@ -577,8 +577,8 @@ class Tables(RuleBasedStateMachine):
             assert alike == self.table.entries(device_type)
             assert [each for each in alike if each.metadata] == self.table.entries(device_type, {"room": 1})
         for each in self.entries:
-            assert each is self.table.get(each.uuid) is self.table.find(each.name)
-            assert each is self.table._by_address[each.address]
+            assert each == self.table.get(each.uuid) == self.table.find(each.name)
+            assert each == self.table._by_address[each.address]
         assert [] == [name for name in NAMES if self.table.find(name) not in [None, *self.entries]]
 
     @invariant()

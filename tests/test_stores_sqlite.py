@@ -32,6 +32,17 @@ from tests.real.parts import path_of, require
 NOBODY = 65534
 
 
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home that stays empty."""
+    made = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+            monkeypatch.setenv(name, str(made))
+        yield made
+    assert [] == list(made.iterdir())
+
+
 class Run:
     """A store and its table from one start of a registry to its end; `passed` seconds after the first start."""
 

@@ -41,7 +41,7 @@ class Store(ABC):
             When it cannot be read or written, belongs to another registry, or is of a newer format.
         """
 
-    def follow(self) -> None:
+    def follow(self) -> None:  # noqa: B027 - most have nobody to follow
         """Hand from now on also to `apply` what others change."""
 
     @abstractmethod

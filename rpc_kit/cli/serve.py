@@ -6,6 +6,7 @@ import faulthandler
 import gc
 import logging
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from .device_file import DEFAULT_URL, Device, find_file, read_file, to_device
 logger = logging.getLogger(__name__)
 
 NO_REGISTRY = "none"
+LOOK_PAUSE = 10.0
+"""Between two looks for a registry, when none is named and none has announced itself, s."""
 NO_DESCRIPTOR = -1
 _KEYS = ("name", "type", "registry", "url", "overwrite", "max_missed", "alive_timeout")
 """Keys of a device file that are flags too."""
@@ -76,13 +79,16 @@ def run(options: argparse.Namespace) -> int:
     settings = convert_settings(cls, device.settings, dict(options.set))
     urls = [url.strip() for url in device.url.split(",")] if isinstance(device.url, str) else device.url
     _check_urls(urls)
-    registries = _registries(device.registry)
+    registries = _registries(device.registry) if device.registry != NO_REGISTRY else []
     with zmq.Context() as context:
         served = _make(cls, context, urls, settings)
         # From here on, not only while it is served: what is registered is to be unregistered.
         with served, stopped_by_signals(served._rpc.stop_on, NO_DESCRIPTOR):
+            type_ = device.type or type_of(cls)
             if registries:
-                _register(served, device.type or type_of(cls), device, registries)
+                _register(served, type_, device, registries)
+            elif device.registry != NO_REGISTRY:
+                _register_later(served, type_, device)
             _announce(served)
             _serve(served)
     return 0
@@ -113,16 +119,29 @@ def _check_urls(urls: Sequence[str]) -> None:
 
 
 def _registries(given: str | Sequence[str]) -> list[str]:
-    """Urls of the registries, none if it is to be so, or if none is known."""
-    if given == NO_REGISTRY:
-        return []
+    """Urls of the registries; none if none is known."""
     try:
         return registry_urls(given or None)
     except NoRegistry as exc:
-        logger.warning("the device is not registered: %s", one_line(exc))
+        logger.warning("the device is not registered yet: %s", one_line(exc))
         return []
     except ValueError as exc:
         raise UsageError(str(exc)) from exc
+
+
+def _register_later(served: RPCServer, type_: str, device: Device) -> None:
+    """Look for a registry that announces itself, until there is one."""
+
+    def look() -> None:
+        while not served._rpc.finished.wait(LOOK_PAUSE):
+            with contextlib.suppress(NoRegistry):
+                try:
+                    _register(served, type_, device, registry_urls())
+                except (RPCError, RuntimeError) as exc:
+                    logger.error("%s", one_line(exc))
+                return
+
+    threading.Thread(target=look, name="rpc-discovery-later", daemon=True).start()
 
 
 def _make(cls: type[RPCServer], context: ZmqContext, urls: Sequence[str], settings: dict[str, Any]) -> RPCServer:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import os
 import random
 import sqlite3
 import subprocess
@@ -50,6 +51,7 @@ class Nursery:
         self._process = subprocess.Popen(
             [sys.executable, "-c", NURSERY],
             cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "XDG_CONFIG_HOME": str(file.parent)},
         )  # fmt: skip
         assert self._process.stdin is not None and self._process.stdout is not None
         self._orders, self.output = self._process.stdin, self._process.stdout

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,11 @@ def say(program: Program, text: str) -> tuple[str, float]:
     program.process.stdin.flush()
     outcome, _, seconds = program.output.readline().rpartition(" ")
     return outcome, float(seconds)
+
+
+def ticks_come(client: Program) -> bool:
+    """Have the device emit a signal; whether any has come."""
+    return say(client, "tick")[0] == "None" and say(client, "ticks")[0] != "0"
 
 
 class Lab:
@@ -82,6 +88,7 @@ def test_cut_for_longer_than_the_lease(lab: Lab) -> None:
     assert time.monotonic() - healed < LIMIT
     wait_until(lambda: say(client, "count")[0] != "ServerLost")
     assert int(say(client, "count")[0]) > before
+    wait_until(lambda: ticks_come(client))
     assert int(say(local, "count")[0]) > before
 
 
@@ -134,3 +141,17 @@ def test_device_moves_to_another_host(lab: Lab) -> None:
 
     assert "2" == say(client, "count")[0]
     assert lab.url != say(client, "url")[0]
+    wait_until(lambda: ticks_come(client))
+
+
+def test_nobody_names_a_registry(hosts: Hosts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A registry that announces itself is all that a device on one host and a client on another one need."""
+    monkeypatch.delenv("RPC_REGISTRY", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    a, b = hosts
+    a.popen("registry", "serve", "--addr", "*", "--port", "0", "--store", "memory")
+    b.popen("rpc_kit", "serve", "tests.devices:InstrumentServer", "--name", "left", "--url", "tcp://*:0")
+    client = a.popen("tests.real.lab", "use", "left", "")
+
+    assert "1" == say(client, "count")[0]
+    assert say(client, "url")[0].startswith(f"tcp://{b.address}:")

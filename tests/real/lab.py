@@ -3,6 +3,7 @@
 import queue
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import zmq
@@ -16,20 +17,25 @@ LIVENESS = 1.5
 
 
 def use(context: Any, name: str, registry: str) -> None:
-    """Connect to a device, by name or url; for each line call its method of that name, and print what comes of it."""
-    with connect(name, Instrument, registry=registry or None, context=context, liveness=LIVENESS) as client:  # type: Any
+    """Connect to a device, by name or url; do what each line says, and print what comes of it and how long it takes."""
+    found: Any = connect(name, Instrument, registry=registry or None, context=context, liveness=LIVENESS)
+    with found as client:
         ticks: list[int] = []
         client.ticked.connect(ticks.append)
+        actions: dict[str, Callable[[], object]] = {
+            "count": client.count,
+            "tick": lambda: client.tick(1, 1),
+            "ticks": lambda: len(ticks),
+            "url": lambda: client.url,
+        }
         print("connected", flush=True)
         for line in sys.stdin:
             began = time.monotonic()
             try:
-                result = {"url": lambda: client.url, "ticks": lambda: len(ticks)}.get(
-                    line.strip(), lambda: client.execute(line.strip(), {})[1]  # noqa: B023
-                )()
+                outcome = actions[line.strip()]()
             except Exception as exc:
-                result = type(exc).__name__
-            print(result, round(time.monotonic() - began, 1), flush=True)
+                outcome = type(exc).__name__
+            print(outcome, round(time.monotonic() - began, 1), flush=True)
 
 
 def watch(context: Any, registry: str) -> None:
@@ -45,7 +51,7 @@ def watch(context: Any, registry: str) -> None:
 def main() -> None:
     role, *arguments = sys.argv[1:]
     with zmq.Context() as context:
-        {"use": use, "watch": watch}[role](context, *arguments)
+        use(context, *arguments) if role == "use" else watch(context, *arguments)
 
 
 if __name__ == "__main__":
