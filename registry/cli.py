@@ -30,6 +30,9 @@ from .service import DeviceRegistry
 
 logger = logging.getLogger(__name__)
 
+LONGEST_TIMEOUT = 3600.0
+"""How long a registry may have for an answer, s."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
@@ -50,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("metadata", nargs="*", metavar="KEY=VALUE", help="only devices with these metadata")
             command.add_argument("--type", help="only devices of that type")
         command.add_argument("--registry", metavar="URLS", help="url,url … (default: RPC_REGISTRY, or what is found)")
-        command.add_argument("--timeout", type=float, default=5.0, metavar="S", help="for an answer (default: 5 s)")
+        command.add_argument("--timeout", type=_seconds, default=5.0, metavar="S", help="for an answer (default: 5 s)")
         command.add_argument("--json", action="store_true", help="for programs")
     return run_command(parser, arguments)
 
@@ -115,6 +118,13 @@ def _announcement(found: Settings, registry: DeviceRegistry) -> Announcement | N
         return None
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= LONGEST_TIMEOUT:
+        raise argparse.ArgumentTypeError(f"a timeout is a number of seconds up to {LONGEST_TIMEOUT:.0f}, not {text}")
+    return seconds
+
+
 def _client(context: ZmqContext, options: argparse.Namespace) -> RegistryClient:
     try:
         return RegistryClient(options.registry, context, options.timeout)
@@ -147,17 +157,17 @@ def _find(options: argparse.Namespace) -> int:
         if isinstance(value, dict):
             value = ", ".join(f"{name}={_as_text(each)}" for name, each in value.items())
         elif isinstance(value, (list, tuple)):
-            value = " ".join(value)
+            value = " ".join(map(_as_text, value))
         elif key == "registered":
             value = _as_date(value)
-        print(f"{key:<15} {value}")
+        print(f"{key:<15} {_as_text(value)}")
     return 0
 
 
 def _evict(options: argparse.Namespace) -> int:
     with zmq.Context() as context, _client(context, options) as client:
         entry = client.evict(options.name)
-    print(_as_json(entry) if options.json else f"{entry.name} at {entry.address} is evicted")
+    print(_as_json(entry) if options.json else f"{_as_text(entry.name)} at {_as_text(entry.address)} is evicted")
     return 0
 
 
@@ -170,16 +180,16 @@ def _watch(options: argparse.Namespace) -> int:
                 print(json.dumps({"event": event.kind, "reason": event.reason, **msgspec.to_builtins(event.entry)}))
             else:
                 entry, when = event.entry, _as_date(time.time())
-                reason = f" ({event.reason})" if event.reason else ""
-                print(f"{when}  {event.kind:<8} {entry.name}  {entry.device_type}  {entry.address}{reason}")
+                what = "  ".join(map(_as_text, (entry.name, entry.device_type, entry.address)))
+                print(f"{when}  {event.kind:<8} {what}" + (f" ({_as_text(event.reason)})" if event.reason else ""))
             sys.stdout.flush()
 
 
 COLUMNS: dict[str, Callable[[Entry], str]] = {
-    "NAME": lambda entry: entry.name + (" (stale)" if entry.stale else ""),
-    "TYPE": lambda entry: entry.device_type,
-    "ADDRESS": lambda entry: entry.address,
-    "INTERFACE": lambda entry: entry.interface or "-",
+    "NAME": lambda entry: _as_text(entry.name) + (" (stale)" if entry.stale else ""),
+    "TYPE": lambda entry: _as_text(entry.device_type),
+    "ADDRESS": lambda entry: _as_text(entry.address),
+    "INTERFACE": lambda entry: _as_text(entry.interface or "-"),
     "HOST": lambda entry: _as_text(entry.metadata.get("host", "-")),
     "PID": lambda entry: _as_text(entry.metadata.get("pid", "-")),
     "REGISTERED": lambda entry: _as_date(entry.registered),
@@ -206,4 +216,7 @@ def _as_text(value: object) -> str:
 
 
 def _as_date(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "-"
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "-"
+    except (OverflowError, ValueError, OSError):
+        return "?"  # no time of this world

@@ -1,10 +1,12 @@
 """The table of a registry together with its store, for many threads: every change is stored, applied and announced."""
 
+import heapq
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from itertools import count
 from dataclasses import replace
 from typing import Literal
 
@@ -51,7 +53,11 @@ class Directory:
         self._listener: Listener | None = None
         self._changed = threading.Condition()
         self._closed = False
-        self._waiters: dict[str, list[tuple[float, Future[Entry]]]] = {}
+        self._waiters: dict[str, dict[int, Future[Entry]]] = {}
+        self._waiting = 0
+        self._numbers = count()
+        # When each of them, and some that wait no more, will have waited for long enough.
+        self._patience: list[tuple[float, int, str]] = []
         self._unkept: tuple[Entry, ...] = ()
         store.open(self._apply)
         # What was kept is no news; what comes from now on is.
@@ -112,6 +118,7 @@ class Directory:
     def evict(self, name: str) -> Entry:
         """Remove the entry of that name; raises DeviceNotFound when there is none."""
         entry = self.find(name)
+        logger.info("%s at %s is evicted", entry.name, entry.address)
         self.remove(entry.uuid, "evicted")
         return entry
 
@@ -141,10 +148,16 @@ class Directory:
         future: Future[Entry] = Future()
         with self._changed:
             entry = self._table.find(name)
-            if entry is None and sum(map(len, self._waiters.values())) >= MOST_WAITERS:
+            if entry is None and self._waiting >= MOST_WAITERS:
                 raise ServerBusy(f"{MOST_WAITERS} others wait for devices already")
             if entry is None:
-                self._waiters.setdefault(name, []).append((time.monotonic() + timeout, future))
+                number = next(self._numbers)
+                self._waiters.setdefault(name, {})[number] = future
+                self._waiting += 1
+                heapq.heappush(self._patience, (time.monotonic() + timeout, number, name))
+                if len(self._patience) > 2 * self._waiting + 64:
+                    self._patience = [each for each in self._patience if each[1] in self._waiters.get(each[2], {})]
+                    heapq.heapify(self._patience)
                 self._changed.notify()
         if entry is not None:
             future.set_result(entry)
@@ -158,7 +171,7 @@ class Directory:
             with self._changed:
                 if self._closed:
                     return
-                ends = [end for waiting in self._waiters.values() for end, _ in waiting]
+                ends = [self._patience[0][0]] if self._patience else []
                 if (end := self._table.next_end()) is not None:
                     ends.append(end)
                 self._changed.wait(max(0.0, min(ends) - time.monotonic()) if ends else None)
@@ -183,14 +196,15 @@ class Directory:
             known = change.added is not None and change.added.uuid in self._table
             gone = [entry for entry in change.removed if entry.uuid in self._table]
             self._table.apply(change)
-            waiting = self._waiters.pop(change.added.name, []) if change.added is not None else []
+            waiting = self._waiters.pop(change.added.name, {}) if change.added is not None else {}
+            self._waiting -= len(waiting)
             if self._listener is not None:
                 for entry in gone:
                     self._listener("removed", entry, change.reason)
                 if change.added is not None:
                     self._listener("changed" if known else "added", change.added, None)
             self._changed.notify()
-        for _, future in waiting:
+        for future in waiting.values():
             if change.added is not None and future.set_running_or_notify_cancel():
                 future.set_result(change.added)
 
@@ -233,11 +247,14 @@ class Directory:
         now = time.monotonic()
         late: list[tuple[str, Future[Entry]]] = []
         with self._changed:
-            for name, waiting in list(self._waiters.items()):
-                late += [(name, future) for end, future in waiting if end <= now]
-                self._waiters[name] = [each for each in waiting if each[0] > now]
-                if not self._waiters[name]:
-                    del self._waiters[name]
+            while self._patience and self._patience[0][0] <= now:
+                _, number, name = heapq.heappop(self._patience)
+                waiting = self._waiters.get(name, {})
+                if number in waiting:
+                    late.append((name, waiting.pop(number)))
+                    self._waiting -= 1
+                    if not waiting:
+                        del self._waiters[name]
         for name, future in late:
             if future.set_running_or_notify_cancel():
                 future.set_exception(DeviceNotFound(f"no device was registered as {name!r} in time"))

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from rpc_kit import RPCServer
 from rpc_kit.addresses import Address
 from rpc_kit.dispatch import Handler, Pending
-from rpc_kit.errors import StoreError
+from rpc_kit.errors import ServerBusy, StoreError
 from rpc_kit.messages import (
     AnyRequest,
     CheckAlive,
@@ -33,8 +34,14 @@ from .table import Reason
 
 logger = logging.getLogger(__name__)
 
+LARGEST_REQUEST = 1 << 20
+"""Nobody has more to say to a registry, bytes; a thousand renewals are 60 KB."""
 WORKERS = 16
 """So many changes are stored at a time when the store is asked over a network."""
+MOST_PENDING = 256
+"""So many may wait for that."""
+PATIENCE = 2.0
+"""Devices wait for so long: what comes to its turn later is not done, s."""
 
 
 class DeviceRegistry(Registry, RPCServer):
@@ -64,10 +71,11 @@ class DeviceRegistry(Registry, RPCServer):
         self._thread = threading.Thread(target=self.run, name="rpc-registry", daemon=True)
         self._callbacks = Callbacks()
         self._is_ending = False
+        self._room = threading.Semaphore(MOST_PENDING)
         store = store or MemoryStore()
         self._workers = ThreadPoolExecutor(WORKERS, "rpc-registry-store") if store.is_remote else None
         url = str(Address("tcp", addr.strip("[]"), 0))
-        super().__init__(context, url.rpartition(":")[0] + f":{port}", remote_stop=False)
+        super().__init__(context, url.rpartition(":")[0] + f":{port}", remote_stop=False, max_request=LARGEST_REQUEST)
         try:
             self._directory = Directory(store, self._announce)
         except BaseException:
@@ -85,7 +93,6 @@ class DeviceRegistry(Registry, RPCServer):
         return self._directory.wait_for(name, timeout)
 
     def evict(self, name: str) -> "Entry | Future[Entry]":  # type: ignore[override]
-        logger.info("%s is evicted", name)
         return self._workers.submit(self._directory.evict, name) if self._workers else self._directory.evict(name)
 
     def start(self) -> None:
@@ -158,7 +165,23 @@ class DeviceRegistry(Registry, RPCServer):
         workers = self._workers
         if workers is None:
             return answer
-        return lambda request: Pending(workers.submit(answer, request), lambda frames: frames)
+        return lambda request: self._queue(workers, answer, request)
+
+    def _queue(self, workers: ThreadPoolExecutor, answer: Callable[[Any], Frames], request: AnyRequest) -> Pending:
+        if not self._room.acquire(blocking=False):
+            raise ServerBusy(f"{MOST_PENDING} changes wait for the store; this one is not made")
+        came = time.monotonic()
+
+        def work() -> Frames:
+            try:
+                if time.monotonic() - came > PATIENCE:
+                    exc = StoreError("the store took too long; nothing was changed")
+                    return [unsupported_frame(Malformed(exc, id=request.id), str(exc))]
+                return answer(request)
+            finally:
+                self._room.release()
+
+        return Pending(workers.submit(work), lambda frames: frames)
 
     def _register(self, request: Register) -> Frames:
         entry = self._directory.register(request.payload)

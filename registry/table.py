@@ -20,6 +20,8 @@ LONGEST_TEXT = 1024
 MOST_ADDRESSES = 32
 LARGEST_METADATA = 4096
 """As JSON, bytes."""
+LARGEST_TEXTS = 4096
+"""All other texts of an entry together, characters."""
 MAX_ENTRIES = 200_000
 """A table takes no more entries: anybody may register."""
 
@@ -148,12 +150,13 @@ class Table:
         """The entries whose lease has ended."""
         now, gone = self._clock(), {}
         while self._due and self._due[0][0] <= now:
-            _, key = heapq.heappop(self._due)
+            found, key = heapq.heappop(self._due)
             end = self._ends.get(key)
-            if end is not None and end <= now:
+            if end == found:
                 gone[key] = self._entries[key]
             elif end is not None:
-                heapq.heappush(self._due, (end, key))  # it has been renewed meanwhile
+                # It has been renewed meanwhile; its turn may come in this round, behind others.
+                heapq.heappush(self._due, (end, key))
         return tuple(gone.values())
 
     def next_end(self) -> float | None:
@@ -269,3 +272,5 @@ def _check(asked: Registration) -> None:
     size = len(msgspec.json.encode(asked.metadata)) if asked.metadata else 0
     if size > LARGEST_METADATA:
         raise ValueError(f"metadata have {LARGEST_METADATA} bytes at most, not {size}")
+    if sum(map(len, (*texts, *asked.addresses))) > LARGEST_TEXTS:
+        raise ValueError(f"names and addresses have {LARGEST_TEXTS} characters together at most")

@@ -19,6 +19,7 @@ from .errors import (
     MessageTooLarge,
     ProtocolError,
     ServerLost,
+    ServerReplaced,
     ServerStopping,
     type_name,
 )
@@ -43,7 +44,12 @@ PROBE_TIME = 1.0
 PAUSE = 0.1
 """After a registry did not know where a server is, before it is asked again, s."""
 
-_STOPPING = type_name(ServerStopping())
+MOST_ADDRESSES = 32
+"""So many addresses of a device are tried."""
+MOST_REPLACEMENTS = 3
+"""So often a call is sent anew because another server has taken the address."""
+
+_STOPPING, _REPLACED = type_name(ServerStopping()), type_name(ServerReplaced())
 
 R = TypeVar("R", bound=Reply)
 
@@ -73,10 +79,11 @@ if hasattr(os, "register_at_fork"):
 class _Line:
     """A REQ socket with the receive timeout it has, which costs much to ask for."""
 
-    __slots__ = ("socket", "wait")
+    __slots__ = ("socket", "url", "wait")
 
-    def __init__(self, socket: ZmqSocket) -> None:
+    def __init__(self, socket: ZmqSocket, url: str) -> None:
         self.socket = socket
+        self.url = url
         self.wait = -1
 
 
@@ -183,11 +190,25 @@ class Calls:
         SerializationError
             When the request cannot be sent as JSON; the server was not asked.
         """
-        if self._locate is not None and time.monotonic() - self._heard > QUIET:
-            try:
-                self._follow(self._locate, what)
-            except zmq.ZMQError as exc:
-                raise self._translated(exc, what) from None
+        if self._locate is None:
+            return self._exchange(request, timeout, what, parse)
+        for _ in range(MOST_REPLACEMENTS):
+            if time.monotonic() - self._heard > QUIET:
+                try:
+                    self._follow(self._locate, what)
+                except zmq.ZMQError as exc:
+                    raise self._translated(exc, what) from None
+            # Nobody else executes it, should another device get the address meanwhile.
+            request.epoch = self.epoch or UNSET
+            reply, buffers = self._exchange(request, timeout, what, parse)
+            self._heard = 0.0 if reply.error_type in (_STOPPING, _REPLACED) else time.monotonic()
+            if reply.error_type != _REPLACED:
+                return reply, buffers
+        raise ServerLost(f"{what}: other servers answer at the addresses of the device; not executed")
+
+    def _exchange(
+        self, request: Request, timeout: float | None, what: str, parse: Callable[[bytes], R]
+    ) -> tuple[R, list[memoryview]]:
         request_id = request.id = (self.client_id, next(self._numbers))
         wait = self._slice
         if timeout is not None:
@@ -221,8 +242,6 @@ class Calls:
                 raise self._translated(exc, what) from None
             raise
         self._idle.append(line)
-        if self._locate is not None:
-            self._heard = 0.0 if reply.error_type == _STOPPING else time.monotonic()
         if self._closed:
             self._close_idle()
         return reply, buffers
@@ -290,9 +309,10 @@ class Calls:
             line.socket.close()
 
     def _connect(self) -> _Line:
-        made = client_socket(self._context, zmq.REQ, self.url)
+        url = self.url
+        made = client_socket(self._context, zmq.REQ, url)
         made.sndtimeo = self._slice
-        return _Line(made)
+        return _Line(made, url)
 
     def _check_out(self) -> _Line:
         if self._closed:
@@ -300,9 +320,13 @@ class Calls:
         if self._forks != _forks:
             raise ClientClosed("this client was made before a fork: make one, with a new context, in each process")
         try:
-            return self._idle.pop()
+            line = self._idle.pop()
+            while line.url != self.url:
+                line.socket.close()  # to where the server was before
+                line = self._idle.pop()
         except IndexError:
             return self._connect()
+        return line
 
     def _wait_on(self, line: _Line, request: Request, waiting: _Wait) -> None:
         """Go on waiting: ask on a second socket whether the server is alive, and repeat a request that got lost."""
@@ -389,7 +413,7 @@ def answering(
     deadline, poller = time.monotonic() + timeout, zmq.Poller()
     asked: dict[ZmqSocket, str] = {}
     try:
-        for url in urls:
+        for url in urls[:MOST_ADDRESSES]:
             try:
                 made = client_socket(context, zmq.REQ, url)
             except ValueError as exc:

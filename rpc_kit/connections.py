@@ -47,8 +47,9 @@ class Connections:
         return dict(Counter(list(self._hosts.values())))
 
     def end(self) -> None:
-        """Watch no more."""
-        end_monitor(self._made, self.monitor)
+        """Watch no more; idempotent."""
+        if not self.monitor.closed:
+            end_monitor(self._made, self.monitor)
 
 
 def _peer_of(descriptor: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, final
 
 from msgspec import UNSET, Struct
 
-from .errors import CallExpired, DeviceExit, SerializationError, UnknownMember, type_name
+from .errors import CallExpired, DeviceExit, SerializationError, ServerReplaced, UnknownMember, type_name
 from .interface import Interface, Method
 from .journal import Journal
 from .messages import (
@@ -150,6 +150,14 @@ class Dispatcher:
         except Exception:
             logger.exception("a failure cannot be told as it is")
             return self._writer.failure(request, f"the call failed with {type(exc).__name__!a}")
+
+    def is_for_another(self, request: AnyRequest) -> bool:
+        """Whether a call is meant for another server, or another run of this one."""
+        return request.epoch not in (UNSET, self._writer.epoch)
+
+    def replaced(self, request: AnyRequest) -> Frames:
+        """The reply for a call that is meant for another server."""
+        return self.failure(request, ServerReplaced(f"{member_of(request)}: another server listens here now"))
 
     def expired(self, request: AnyRequest) -> Frames:
         """The reply for a call that waited in the queue for longer than its caller."""

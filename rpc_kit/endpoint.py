@@ -53,6 +53,8 @@ DRAIN_ROUND = 100
 """So many requests are taken before the device thread may send its reply."""
 STOP_TIME = 10.0
 """How long a running method may take to end when the server is stopped, s."""
+CONTROL_TIME = 10.0
+"""A message that needs no device and takes longer is a sign of a server that hangs, s."""
 TURN_AWAY_TIME = 0.5
 """How long a server that ends replies to those who still come, s."""
 
@@ -112,7 +114,6 @@ class Endpoint:
         self._finished: deque[tuple[Call, Frames]] = deque()
         self._closed = False
         self._reply_lock = threading.Lock()
-        self._connections: Connections | None = None
         self._queue: deque[Call] = deque()
         self._queued_bytes = 0
         self._duplicates: dict[RequestId, deque[Envelope]] = {}
@@ -121,19 +122,21 @@ class Endpoint:
         self._running: Call | None = None
         self._serial = 0
         self._started = 0.0
+        self._busy_since: float | None = None
         self._handed_over = False
         self._taken = False
         self._asleep = False
         self._slow: set[str] = set()
+        # Made now, as clients connect from here on. Last, as it has to be ended.
+        self._connections = Connections(socket)
 
     def serve(self) -> None:
         """Answer requests on the calling thread until `stop`; whoever still waits then gets an error reply."""
         try:
-            connections = self._connections = Connections(self._socket)
             try:
-                self._serve(connections)
+                self._serve(self._connections)
             finally:
-                connections.end()
+                self._connections.end()
         except zmq.ContextTerminated:
             logger.warning("the context was terminated: the server ends")
 
@@ -172,12 +175,13 @@ class Endpoint:
             self._turn_away()
         with self._reply_lock:
             self._closed = True
+        self._connections.end()
         for each in (self._waker, self._signals, self._stop_bell, self._signal_bell, self._reply_bell):
             each.close()
 
     def status(self) -> str:
         """Who is connected, how many calls there were, and what runs; for a person."""
-        hosts = self._connections.clients() if self._connections is not None else {}
+        hosts = self._connections.clients()
         clients = ", ".join(f"{host} ({count})" if count > 1 else host for host, count in hosts.items())
         call, queued = self.current_call()
         running = f"in {call['member']} for {call['seconds']:.0f} s" if call is not None else "idle"
@@ -189,6 +193,11 @@ class Endpoint:
         if call is None:
             return None, len(self._queue)
         return {"member": member_of(call.request), "seconds": time.monotonic() - started}, len(self._queue)
+
+    def is_stuck(self) -> bool:
+        """Whether a message that is to be answered at once has not been for too long."""
+        since = self._busy_since
+        return since is not None and time.monotonic() - since > CONTROL_TIME
 
     def _next(self) -> Call | None:
         """The next call, waited for if need be; None when what came needs no device."""
@@ -207,7 +216,9 @@ class Endpoint:
                 self._send_finished()
                 return None
             if not self._stopping:
+                self._busy_since = time.monotonic()
                 reply = self._dispatcher.answer(request)
+                self._busy_since = None
                 if type(reply) is Pending:
                     self._postpone(Call(envelope, request, 0.0, 0), reply)
                 else:
@@ -216,6 +227,9 @@ class Endpoint:
         call = Call(envelope, request, time.monotonic(), len(frames[0]) if frames else 0)
         if self._stopping:
             self._refuse(call, ServerStopping("the server is stopping; nothing was executed"))
+            return None
+        if request.epoch is not UNSET and self._dispatcher.is_for_another(request):
+            send_reply(self._socket, envelope, self._dispatcher.replaced(request))
             return None
         if request.id is UNSET or (request.since is UNSET and self._journal.begin(request.id)):
             return call

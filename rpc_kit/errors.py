@@ -36,6 +36,10 @@ class ServerLost(RPCError, ConnectionError):
     """The server died, restarted or cannot be reached; the call may or may not have been executed."""
 
 
+class ServerReplaced(RPCError, ConnectionError):
+    """The server is not, or no longer, the one that the caller means; the call was not executed."""
+
+
 class ServerBusy(RPCError, ConnectionError):
     """Too many calls are queued at the server; this one was not executed."""
 
@@ -165,8 +169,8 @@ _REBUILT: dict[str, type[Exception]] = {
 _REBUILT |= {
     f"{kind.__module__}.{kind.__qualname__}": kind
     for kind in (
-        ProtocolError, MessageTooLarge, UnknownMember, SerializationError, CallExpired, ServerBusy, ServerStopping,
-        ReplyLost, DeviceNotFound, InterfaceError, StoreError,
+        ProtocolError, MessageTooLarge, UnknownMember, SerializationError, CallExpired, ServerReplaced, ServerBusy,
+        ServerStopping, ReplyLost, DeviceNotFound, InterfaceError, StoreError,
     )
 }  # fmt: skip
 

@@ -172,6 +172,7 @@ class RegistryClient:
 
         It is called on a thread of the watch, until that or this client is closed.
         """
+        self._watches = [each for each in self._watches if not each.closed]
         made = RegistryWatch(self._context, self.urls, callback)
         self._watches.append(made)
         return made

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 SERVICE_TYPE = "_rpc-registry._tcp.local."
 LOOPBACK = "127.0.0.1"
 MOST_FOUND = 32
-"""So many registries are looked at, and so many addresses of each: anybody in the network can announce some."""
+"""So many registries are looked at, and so many urls are given: anybody in the network can announce some."""
 EXTRA_TIME = 0.2
 """How long others may answer after the first registry was found, s."""
 RECHECK_TIME = 15.0
@@ -90,7 +90,7 @@ async def browse(timeout: float) -> list[str]:
     if problem is not None and not found:
         raise problem
     names = sorted(found)[:MOST_FOUND]
-    return list(dict.fromkeys(url for name in names for url in ranked_urls(found[name], name[1], own)))
+    return list(dict.fromkeys(url for name in names for url in ranked_urls(found[name], name[1], own)))[:MOST_FOUND]
 
 
 def ranked_urls(addresses: Set[_IP], port: int, own: Sequence[_Interface]) -> list[str]:

@@ -41,12 +41,14 @@ class Request(Struct, kw_only=True, tag_field="event"):
     """What every request may carry.
 
     `id` marks version 2; `timeout` is what the caller will still wait, in ms; `since` marks a repeated request, which
-    was not sent before that time of that epoch, in seconds of the server's clock.
+    was not sent before that time of that epoch, in seconds of the server's clock; `epoch` is that of the one run of a
+    server that may execute it.
     """
 
     id: RequestId | UnsetType = UNSET
     timeout: float | UnsetType = UNSET
     since: tuple[str, float] | UnsetType = UNSET
+    epoch: str | UnsetType = UNSET
 
 
 class Params(Struct):
@@ -189,6 +191,7 @@ class Malformed(Struct):
     id: RequestId | UnsetType = UNSET
     timeout: float | UnsetType = UNSET
     since: tuple[str, float] | UnsetType = UNSET
+    epoch: str | UnsetType = UNSET
 
 
 AnyRequest = Request | Malformed

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+import zmq
 
 from . import registration
 from .errors import RegistryRefused
@@ -21,6 +22,8 @@ FIRST_BACKOFF = 0.5
 """Pause after the first vain try to reach the registry, s; it doubles up to a third of the lease."""
 FIRST_RENEWAL = 5.0
 """A registry of version 1 gives 20 s to begin with: so soon comes the first renewal, s."""
+SHORTEST_TIME = 0.25
+"""However many registries there are, each has so long for an answer, s."""
 MOST_RENEWALS = 1000
 """So many devices are renewed in one message."""
 
@@ -69,6 +72,12 @@ class Member:
             self.lost()
 
 
+def time_for_each(registries: int) -> float:
+    """How long each of so many registries has for an answer, s: of very many each has less."""
+    usual = registration.REGISTRY_TIMEOUT
+    return min(usual, max(3 * usual / registries, SHORTEST_TIME))
+
+
 class Registrar:
     """Keeps the devices of one context registered: one thread, one message for all their renewals.
 
@@ -86,6 +95,8 @@ class Registrar:
 
     def __init__(self, context: ZmqContext, urls: Sequence[str]) -> None:
         self._context = context
+        # Sockets of the context itself would be closed under this thread by the end of `with zmq.Context()`.
+        self._shadow: ZmqContext = zmq.Context.shadow(context)
         self._urls = list(urls)
         self._key = (os.getpid(), id(context), tuple(urls))
         self._members: list[Member] = []
@@ -113,7 +124,7 @@ class Registrar:
                 cls._running[registrar._key] = registrar
             registrar._members.append(member)
             registrar._changed.notify_all()
-        member.tried.wait(2 * registration.REGISTRY_TIMEOUT * len(urls) + 1)
+        member.tried.wait(2 * len(urls) * time_for_each(len(urls)) + 1)
         if member.refusal is not None:
             registrar.remove(member)
             raise member.refusal
@@ -135,7 +146,7 @@ class Registrar:
             member.is_leaving = True
             self._changed.notify_all()
         if threading.current_thread() is not self._thread:
-            member.left.wait(2 * registration.REGISTRY_TIMEOUT * len(self._urls) + 1)
+            member.left.wait(2 * len(self._urls) * time_for_each(len(self._urls)) + 1)
 
     def _run(self) -> None:
         try:
@@ -308,7 +319,8 @@ class Registrar:
 
     def _ask(self, url: str, event: EventType, payload: msgspec.Struct, share: int = 1) -> dict[str, Any] | None:
         """The reply of that registry, which is then the one to be asked first."""
-        reply = registration.exchange(self._context, url, event, payload, registration.REGISTRY_TIMEOUT / share)
+        limit = registration.REGISTRY_TIMEOUT / share if share > 1 else time_for_each(len(self._urls))
+        reply = registration.exchange(self._shadow, url, event, payload, limit)
         if reply is not None and url != self._urls[0]:
             self._urls.remove(url)
             self._urls.insert(0, url)

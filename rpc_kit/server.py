@@ -232,7 +232,9 @@ class ServerEngine:
         self.finished.set()
 
     def _is_healthy(self) -> bool:
-        """Whether the running call keeps to its declared time."""
+        """Whether the running call keeps to its declared time, and everything else is answered at once."""
+        if self.endpoint.is_stuck():
+            return False
         call, _ = self.endpoint.current_call()
         if call is None:
             return True
@@ -285,7 +287,7 @@ class RPCServer:
         if not 0 < max_request <= HARD_LIMIT:
             raise ValueError(f"max_request is a number of bytes up to {HARD_LIMIT}, not {max_request}")
         self._alive_timeout = _checked_lease(alive_timeout)
-        urls = [url] if isinstance(url, str) else list(url)
+        urls: list[Any] = [*url] if isinstance(url, (list, tuple)) else [url]
         self._rpc = ServerEngine(self, context, urls, remote_stop, max_request, self._control_handlers())
         super().__init__()
 

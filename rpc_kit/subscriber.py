@@ -98,7 +98,7 @@ class RPCSignalReceiver:
                     pause = SHORTEST_PAUSE
                 except (zmq.ContextTerminated, ClientClosed):
                     return
-                except (RPCError, OSError, ValueError) as exc:
+                except (RPCError, OSError, ValueError, zmq.ZMQError) as exc:
                     if self._stopped.is_set() or self._calls.closed:
                         return
                     logger.warning("no signals from %s: %s; next try in %.1f s", self._calls.url, exc, pause)
@@ -134,8 +134,9 @@ class RPCSignalReceiver:
     def _receive_from(self, url: str) -> None:
         """Subscribe, and receive until the connection is lost."""
         socket = client_socket(self._context, zmq.SUB, url)
-        monitor = monitor_connections(socket)
+        monitor: ZmqSocket | None = None
         try:
+            monitor = monitor_connections(socket)
             socket.rcvtimeo = int(QUIET_TIME * 1000)
             socket.connect(str(self._bell_at))
             for topic in (_BELL, *map(event_topic, self._signals)):
@@ -155,7 +156,8 @@ class RPCSignalReceiver:
                 if not self._confirmed and time.monotonic() > deadline:
                     raise ServerLost(f"{url} did not confirm the subscription")
         finally:
-            end_monitor(socket, monitor)
+            if monitor is not None:
+                end_monitor(socket, monitor)
             socket.close()
 
     def _receive(self, socket: ZmqSocket) -> bool:

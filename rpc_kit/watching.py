@@ -3,14 +3,17 @@
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, Literal
 
+import zmq
+
 from .calls import Calls
 from .convert import converter
-from .errors import CallTimeout
+from .errors import CallTimeout, ClientClosed
 from .messages import Entry, MethodCall, Ping
 from .sockets import ZmqContext
 from .subscriber import HANDSHAKE_TIMEOUT, RPCSignalReceiver
@@ -58,7 +61,9 @@ class RegistryWatch:
     def __init__(self, context: ZmqContext, urls: Sequence[str], callback: Callable[[RegistryEvent], object]) -> None:
         if not callable(callback):
             raise TypeError(f"a callback is a callable, not {type(callback).__name__}")
-        self._context = context
+        # The end of `with zmq.Context()` closes the sockets of that object, whoever uses them; those of a shadow are
+        # left to their thread, which ends with the context.
+        self._context: ZmqContext = zmq.Context.shadow(context)
         self._urls = list(urls)
         self._callback = callback
         self._known: dict[str, Entry] = {}
@@ -68,6 +73,11 @@ class RegistryWatch:
         self._outdated = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rpc-registry-watch", daemon=True)
         self._thread.start()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is watched any more."""
+        return self._stopped.is_set()
 
     def close(self) -> None:
         """Watch no more; waits for a callback that runs, 5 s at most. Idempotent."""
@@ -88,7 +98,11 @@ class RegistryWatch:
                 return
             try:
                 self._watch(url)
+            except ClientClosed:
+                return  # with its context
             except Exception as exc:
+                if isinstance(exc, zmq.ZMQError) and exc.errno == zmq.ETERM:
+                    return
                 # Once for each outage, however often it is tried.
                 logger.log(logging.WARNING if self._is_up else logging.DEBUG, "%s is not watched: %s", url, exc)
                 self._is_up = False
@@ -102,7 +116,11 @@ class RegistryWatch:
             calls.ask(Ping(), REGISTRY_LIVENESS, "PING")
             receiver = RPCSignalReceiver(self._context, calls, _SIGNALS, self._put, self._resync)
             receiver.start()
-            if not receiver.subscribed.wait(HANDSHAKE_TIMEOUT):
+            deadline = time.monotonic() + HANDSHAKE_TIMEOUT
+            while not receiver.subscribed.wait(0.1) and time.monotonic() < deadline:
+                if self._stopped.is_set():
+                    return
+            if not receiver.subscribed.is_set():
                 raise CallTimeout(f"no signals within {HANDSHAKE_TIMEOUT:g} s")
             if not self._is_up:
                 logger.info("%s is watched", url)

@@ -22,10 +22,11 @@ def acknowledge(event: str, success: bool = True, **more: Any) -> bytes:
     return json.dumps({"event": "ACK", "payload": {"req_event": event, "success": success, **more}}).encode()
 
 
-def unsupported(event: str) -> bytes:
+def unsupported(event: str, **more: Any) -> bytes:
     """What a registry replies to what it does not know, or does not accept."""
     payload = {"req_event": event}
-    return json.dumps({"event": "UNSUPPORTED", "payload": payload, "success": False, "error": "no, thanks"}).encode()
+    reply = {"event": "UNSUPPORTED", "payload": payload, "success": False, "error": "no, thanks", **more}
+    return json.dumps(reply).encode()
 
 
 class ScriptedRegistry:

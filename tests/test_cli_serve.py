@@ -251,7 +251,7 @@ def test_no_registry(serve: Serve, connect: Callable[..., Any]) -> None:
     program.send_signal(signal.SIGTERM)
     status, errors = program.end()
     warnings = [line for line in errors.splitlines() if "WARNING" in line]
-    assert (0, ["the device is not registered"]) == (status, [line.split(": ")[1] for line in warnings])
+    assert (0, ["the device is not registered yet"]) == (status, [line.split(": ")[1] for line in warnings])
 
 
 def test_registry_none(serve: Serve, registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:

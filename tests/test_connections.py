@@ -166,7 +166,8 @@ def test_end(watched: Any, context: Any) -> None:
     made, address = watched()
     with Peer(context, str(address)):
         becomes(made, {"127.0.0.1": 1})
-        made.end()
+        for _ in range(3):
+            made.end()
         with Peer(context, str(address)):
             assert {"127.0.0.1": 1} == made.clients()
 

@@ -19,7 +19,7 @@ from rpc_kit.registrar import Member, Registrar
 from rpc_kit.sockets import Watch, readable
 from rpc_kit.wire import MAX_FRAMES
 from tests.devices import LIMIT, InstrumentServer
-from tests.helpers import FakeClock, Peer, call, in_thread, request, wait_until
+from tests.helpers import FakeClock, Peer, call, in_thread, raw_connection, request, wait_until
 
 PING = request("PING")
 
@@ -336,6 +336,9 @@ def test_request_after_end_of_serving(
 
     device.stop_server()
     assert entered.wait(LIMIT)
+    with loop._own:
+        while readable(loop._socket):  # the bell, when it was not needed
+            loop._socket.recv_multipart()
     peer.send(b"", frame)
     wait_until(has_come)
     go_on.set()
@@ -769,7 +772,16 @@ def test_status(serve: Any, context: Any) -> None:
     wait_until(lambda: "clients: none; calls: 3, 0 waiting; idle" == status())
 
 
-def test_status_before_serving(context: Any) -> None:
-    """A server that is not served yet has no clients."""
+def test_status_of_clients_that_came_early(context: Any) -> None:
+    """Who connected before the server was served is seen when it is."""
     with InstrumentServer(context, "tcp://127.0.0.1:0") as device:
-        assert "clients: none; calls: 0, 0 waiting; idle" == device._rpc.endpoint.status()
+        with raw_connection(device.port or 0), in_thread(device.serve_forever):
+            wait_until(lambda: "clients: 127.0.0.1; calls: 0, 0 waiting; idle" == device._rpc.endpoint.status())
+            device.stop_server()
+
+
+def test_status_before_serving(context: Any) -> None:
+    """A server that is not served yet knows of nobody, and one that never was leaves nothing."""
+    with InstrumentServer(context, "tcp://127.0.0.1:0") as device:
+        with raw_connection(device.port or 0):
+            assert "clients: none; calls: 0, 0 waiting; idle" == device._rpc.endpoint.status()

@@ -18,6 +18,7 @@ TREE = {
     "CallTimeout": TimeoutError,
     "CallExpired": TimeoutError,
     "ServerLost": ConnectionError,
+    "ServerReplaced": ConnectionError,
     "ServerBusy": ConnectionError,
     "ServerStopping": ConnectionError,
     "ReplyLost": ConnectionError,

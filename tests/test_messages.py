@@ -7,17 +7,17 @@ from rpc_kit import messages
 from rpc_kit.messages import EventType, Request, RPCEvents
 
 REQUESTS = {
-    messages.MethodCall: ("METHOD_CALL", {"id", "timeout", "since", "method", "params"}, {"method"}),
-    messages.PropertyGet: ("PROPERTY_GET", {"id", "timeout", "since", "property"}, {"property"}),
-    messages.PropertySet: ("PROPERTY_SET", {"id", "timeout", "since", "property", "value"}, {"property", "value"}),
-    messages.GetInventory: ("GET_INVENTORY", {"id", "timeout", "since"}, set()),
-    messages.InitSignals: ("INIT_SIGNALS_HANDLING", {"id", "timeout", "since"}, set()),
-    messages.StopServer: ("STOP_SERVER", {"id", "timeout", "since"}, set()),
-    messages.Ping: ("PING", {"id", "timeout", "since", "call"}, set()),
-    messages.Register: ("REGISTER", {"id", "timeout", "since", "payload"}, {"payload"}),
-    messages.Unregister: ("UNREGISTER", {"id", "timeout", "since", "payload"}, {"payload"}),
-    messages.CheckAlive: ("CHECK_ALIVE", {"id", "timeout", "since", "payload"}, {"payload"}),
-    messages.Renew: ("RENEW", {"id", "timeout", "since", "payload"}, {"payload"}),
+    messages.MethodCall: ("METHOD_CALL", {"id", "timeout", "since", "epoch", "method", "params"}, {"method"}),
+    messages.PropertyGet: ("PROPERTY_GET", {"id", "timeout", "since", "epoch", "property"}, {"property"}),
+    messages.PropertySet: ("PROPERTY_SET", {"id", "timeout", "since", "epoch", "property", "value"}, {"property", "value"}),
+    messages.GetInventory: ("GET_INVENTORY", {"id", "timeout", "since", "epoch"}, set()),
+    messages.InitSignals: ("INIT_SIGNALS_HANDLING", {"id", "timeout", "since", "epoch"}, set()),
+    messages.StopServer: ("STOP_SERVER", {"id", "timeout", "since", "epoch"}, set()),
+    messages.Ping: ("PING", {"id", "timeout", "since", "epoch", "call"}, set()),
+    messages.Register: ("REGISTER", {"id", "timeout", "since", "epoch", "payload"}, {"payload"}),
+    messages.Unregister: ("UNREGISTER", {"id", "timeout", "since", "epoch", "payload"}, {"payload"}),
+    messages.CheckAlive: ("CHECK_ALIVE", {"id", "timeout", "since", "epoch", "payload"}, {"payload"}),
+    messages.Renew: ("RENEW", {"id", "timeout", "since", "epoch", "payload"}, {"payload"}),
 }
 
 

@@ -534,6 +534,29 @@ def test_refusal_later(scripted: ScriptedRegistry, serve: Any, caplog: pytest.Lo
     assert "left" == device.name
 
 
+def test_two_devices_of_one_name(registry: DeviceRegistry, serve: Any) -> None:
+    """Who comes later has the name; who has lost it gets another one, and both stay as they are."""
+    first, second = serve(alive_timeout=LEASE), serve(alive_timeout=LEASE)
+    for device in (first, second):
+        assert "left" == device.register_to_registry("scope", "left", registry.url)
+    expected = {"left": ("scope", second.url), "left-1": ("scope", first.url)}
+    wait_until(lambda: registry.get_devices() == expected)
+    elapse(3 * LEASE)
+
+    assert (expected, "left-1", "left") == (registry.get_devices(), first.name, second.name)
+
+
+def test_store_that_fails(scripted: ScriptedRegistry, registry: DeviceRegistry, serve: Any) -> None:
+    """A registry that cannot keep anything now has refused nothing: the next one is asked, or the same one later."""
+    scripted.answers["REGISTER"] = unsupported("REGISTER", error_type="rpc_kit.errors.StoreError")
+    elsewhere, device = serve(), serve(alive_timeout=LEASE)
+    assert "right" == elsewhere.register_to_registry("scope", "right", [scripted.url, registry.url])
+    assert "" == device.register_to_registry("scope", "left", scripted.url)
+    scripted.answers.clear()
+
+    wait_until(lambda: device.name == "left")
+
+
 def test_addresses_change(
     registry: DeviceRegistry, serve: Any, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+LONGEST_NUMBER = 8
+"""What a name that is taken gets in addition."""
+
 
 class Behind(StoreError):
     """What happened since a revision is not told any more: all is to be listed again."""
@@ -254,5 +257,5 @@ def _put(key: bytes, value: bytes, lease: int) -> dict[str, Any]:
 def _is_plausible(entry: Entry) -> bool:
     texts = (entry.device_type, entry.interface, entry.interface_hash, entry.epoch, *entry.addresses, *entry.metadata)
     needed = (entry.uuid, entry.name, entry.device_type, entry.address)
-    fit = all(len(text) <= LONGEST_TEXT and text.isprintable() for text in (*needed, *texts))
+    fit = all(len(text) <= LONGEST_TEXT + LONGEST_NUMBER and text.isprintable() for text in (*needed, *texts))
     return fit and all(needed) and not entry.stale

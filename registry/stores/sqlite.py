@@ -144,6 +144,8 @@ class SqliteStore(Store):
         try:
             os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except FileExistsError:
+            if not self._file.is_file():
+                raise StoreError(f"{self._file} is no file: choose another one") from None
             # Not tried out: to close it again would end the lock of another store of this process.
             if not os.access(self._file, os.R_OK | os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None

@@ -16,5 +16,6 @@ class UsageError(CommandError, ValueError):
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error in one line; where it says nothing, its type."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The text of an error in one line, with nothing for the terminal; where it says nothing, its type."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "".join(each if each.isprintable() else "?" for each in text)

@@ -155,3 +155,17 @@ def test_nobody_names_a_registry(hosts: Hosts, monkeypatch: pytest.MonkeyPatch, 
 
     assert "1" == say(client, "count")[0]
     assert say(client, "url")[0].startswith(f"tcp://{b.address}:")
+
+
+def test_device_is_there_before_its_registry(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A device that finds no registry is served, and registers when one announces itself."""
+    monkeypatch.delenv("RPC_REGISTRY", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    a, b = hosts
+    b.popen("rpc_kit", "serve", "tests.devices:InstrumentServer", "--name", "left", "--url", "tcp://*:0")
+    port = a.popen("registry", "serve", "--addr", "*", "--port", "0", "--store", "memory").line.rpartition(":")[2]
+    watcher = a.popen("tests.real.lab", "watch", f"tcp://{a.address}:{port}")
+
+    assert watcher.output.readline().startswith(f"added left tcp://{b.address}:")
