@@ -97,7 +97,7 @@ def _serve(options: argparse.Namespace) -> int:
             raise CommandError(str(exc)) from exc
         # From here on, not only while it serves.
         with stopped_by_signals(lambda number: registry.stop(), NO_DESCRIPTOR):
-            logger.info("serving %d devices at %s, kept in %s", len(registry.get_devices()), registry.url, found.store)
+            logger.info("serving %d devices at %s, kept in %s", len(registry.get_devices()), registry.url, store)
             print(registry.url, flush=True)
             announcement = _announcement(found, registry)
             try:
@@ -135,7 +135,7 @@ def _client(context: ZmqContext, options: argparse.Namespace) -> RegistryClient:
 def _list(options: argparse.Namespace) -> int:
     pairs = [text.partition("=") for text in options.metadata]
     if any(not equals for _, equals, _ in pairs):
-        raise UsageError("metadata are given as KEY=VALUE")
+        raise UsageError("metadata are given as KEY=VALUE, a type as --type TYPE")
     with zmq.Context() as context, _client(context, options) as client:
         # All of the type, as a number on the command line is a text.
         entries = [

@@ -23,6 +23,7 @@ from .connections import Connections
 from .dispatch import Dispatcher, Pending, member_of
 from .errors import ReplyLost, ServerBusy, ServerStopping
 from .messages import AnyRequest, Malformed, RequestId
+from .process import is_unheard
 from .sockets import (
     Envelope,
     Waker,
@@ -55,6 +56,8 @@ STOP_TIME = 10.0
 """How long a running method may take to end when the server is stopped, s."""
 CONTROL_TIME = 10.0
 """A message that needs no device and takes longer is a sign of a server that hangs, s."""
+HANDLER_TIME = 1.0
+"""A signal handler that has not run after so long cannot, s."""
 TURN_AWAY_TIME = 0.5
 """How long a server that ends replies to those who still come, s."""
 
@@ -123,6 +126,8 @@ class Endpoint:
         self._serial = 0
         self._started = 0.0
         self._busy_since: float | None = None
+        self._signalled: tuple[int, float] | None = None
+        self.unheard = 0
         self._handed_over = False
         self._taken = False
         self._asleep = False
@@ -370,6 +375,8 @@ class Endpoint:
         happened = watch.wait(seconds)
         if self._signals in happened:
             _ring(self._signal_bell)
+            for number in filter(is_unheard, self._signals.received):
+                self._signalled = self._signalled or (number, time.monotonic())
         if connections.monitor in happened:
             connections.note()
 
@@ -383,6 +390,7 @@ class Endpoint:
                     if self._running is not call:
                         break
                     more = self._drain()
+                    self._hear_signals()
                     late = self._stopping and self._given_up is None and time.monotonic() >= self._stop_by
                     if self._stopping:
                         self._empty_queue()
@@ -395,6 +403,18 @@ class Endpoint:
         finally:
             watch.remove(self._socket)
             self._taken = False
+
+    def _hear_signals(self) -> None:
+        """Stop on a signal whose handler cannot run, as the method hangs in code that is no Python."""
+        if self._signalled is None or self._stopping:
+            return
+        number, came = self._signalled
+        if not is_unheard(number):
+            self._signalled = None
+        elif time.monotonic() - came > HANDLER_TIME:
+            logger.warning("the running method does not let signals be handled: stopping without that")
+            self.unheard = number
+            self.stop()
 
     def _drain(self) -> bool:
         """Take what has come; whether there is more, as a flood must not keep the device thread from its reply."""

@@ -217,7 +217,8 @@ class RegistryClient:
                 self._preferred, self._lost_at = url, -OUTAGE
                 return result
         self._lost_at = time.monotonic()
-        raise RegistryUnreachable(f"no registry answers at {', '.join(self.urls)}: {failure}") from failure
+        why = "is one running there?" if isinstance(failure, (CallTimeout, ServerLost)) else str(failure)
+        raise RegistryUnreachable(f"no registry answers at {', '.join(self.urls)}: {why}") from failure
 
     def _ask_one(
         self, url: str, method: str, args: Sequence[Any], kwargs: dict[str, Any], left: float, limit: float

@@ -11,6 +11,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+_ours: set[Any] = set()
 _intervals: list[float] = []
 _usual_interval = 0.0
 _intervals_lock = threading.Lock()
@@ -40,6 +41,7 @@ def stopped_by_signals(stop: Callable[[signal.Signals], None], wakeup_descriptor
         signal.signal(number, defaults[signal.Signals(number)])
         stop(signal.Signals(number))
 
+    _ours.add(handle)
     taken = [number for number, default in defaults.items() if signal.getsignal(number) is default]
     for number in taken:
         signal.signal(number, handle)
@@ -50,6 +52,12 @@ def stopped_by_signals(stop: Callable[[signal.Signals], None], wakeup_descriptor
         signal.set_wakeup_fd(before)
         for number in taken:
             signal.signal(number, defaults[number])
+        _ours.discard(handle)
+
+
+def is_unheard(number: int) -> bool:
+    """Whether the handler that stops a server upon that signal is there, and has not run: it may not be able to."""
+    return signal.getsignal(number) in _ours
 
 
 @contextlib.contextmanager

@@ -243,8 +243,10 @@ class Registrar:
         member.name, member.uuid = str(reply.get("name", "")), str(reply["uuid"])
         member.last_uuid = member.uuid
         member.heard, member.registry_url = time.monotonic(), self._urls[0]
-        if known:
-            logger.info("registered again at %s as %s", self._urls[0], member.name)
+        if known not in ("", member.name):
+            logger.warning("the name %s is another device's now: registered as %s at %s", known, member.name, url)
+        elif known or member.tried.is_set():
+            logger.info("registered as %s at %s", member.name, url)
         return True
 
     def _renew(self, members: list[Member]) -> bool:

@@ -218,6 +218,9 @@ class ServerEngine:
         self._leave()
         if self._stopped_by:
             os.kill(self.pid, self._stopped_by[0])
+        elif self.endpoint.unheard:
+            # No handler runs, and so none can be taken away.
+            os._exit(128 + self.endpoint.unheard)
 
     def _status(self) -> str:
         name = self.server_name()
@@ -344,7 +347,7 @@ class RPCServer:
         self,
         type_: str,
         name: str,
-        registry_url: str | Sequence[str],
+        registry_url: str | Sequence[str] | None = None,
         overwrite: bool = True,
         *,
         metadata: Mapping[str, Scalar] | None = None,
@@ -361,9 +364,10 @@ class RPCServer:
             Device type, by which others look for it.
         name : str
             The proposed name; empty for ``<type>-0``.
-        registry_url : str or sequence of str
+        registry_url : str or sequence of str, optional
             Registries that know the same names, also as one text with commas; the first that answers is used, another
-            one when it is lost.
+            one when it is lost. Else those of RPC_REGISTRY, of the configuration file, or those that announce
+            themselves.
         overwrite : bool, default True
             Take the name from whoever has it, as a restarted device does; else it gets ``<name>-1`` and so on.
         metadata : mapping, optional
@@ -383,6 +387,8 @@ class RPCServer:
         ------
         RegistryRefused
             When the registry does not accept it, as the name is not printable (a ValueError).
+        NoRegistry
+            When none is named, and none announces itself.
         ValueError
             When a url is none.
         RuntimeError

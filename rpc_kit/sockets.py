@@ -258,6 +258,7 @@ class Waker:
 
     def __init__(self, for_signals: bool = False) -> None:
         self._event = -1
+        self.received = b""
         if hasattr(os, "eventfd") and not for_signals:
             self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         else:
@@ -284,13 +285,14 @@ class Waker:
             pass  # so many wake-ups are pending that one more says nothing new
 
     def clear(self) -> None:
-        """Forget what woke."""
+        """Forget what woke; `received` are the bytes that came, of signals their numbers."""
+        self.received = b""
         try:
             if self._event >= 0:
                 os.eventfd_read(self._event)
             else:
-                while self._reader.recv(4096):
-                    pass
+                while received := self._reader.recv(4096):
+                    self.received += received
         except BlockingIOError:
             pass
 

@@ -419,7 +419,7 @@ def test_module_that_fails(serve: Serve, configuration: Path, source: str, expec
     status, errors = serve("oven:OvenServer").end()
 
     assert 2 == status
-    assert re.fullmatch(f"rpc-kit: oven cannot be imported: {expected}\n", errors), errors
+    assert re.fullmatch(f"rpc-kit: oven cannot be imported: {expected}; by .*\n", errors), errors
 
 
 def test_wrong_arguments_in_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:

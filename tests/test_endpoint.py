@@ -742,6 +742,19 @@ def test_signal_during_method_that_does_not_end(spawn: Any, context: Any, regist
     assert "Traceback" not in errors
 
 
+def test_signal_during_method_that_hangs_in_c(spawn: Any, context: Any, registry: Any) -> None:
+    """Where no signal handler can run SIGTERM ends the process all the same; callers and registry know."""
+    program = spawn("tests.stubborn", "0.2", "--registry", registry.url)
+    with Peer(context, program.line) as peer, Peer(context, program.line) as other:
+        peer.send(b"", call("hang"))
+        wait_until(lambda: other.ask(PING)["busy"])
+        program.send_signal(signal.SIGTERM)
+
+        assert "hang did not end within 0.2 s of the server's stop" in peer.reply()["error"]
+        assert 128 + signal.SIGTERM == program.end()[0]
+    assert {} == registry.get_devices()
+
+
 def test_stop_during_method_that_does_not_end(spawn: Any, context: Any) -> None:
     """Without a signal the process goes on, and serve_forever returns when the method has ended."""
     program = spawn("tests.stubborn", "0.2", "--stop-after", "0", "--release-after", "0.6")

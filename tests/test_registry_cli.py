@@ -119,7 +119,7 @@ def test_what_is_kept(spawn: Any, context: Any, tmp_path: Path) -> None:
             enter(peer, device_type="scope", addr=f"tcp://h:{number}", name="")
         program.send_signal(signal.SIGTERM if number else signal.SIGKILL)
         status, errors = program.end()
-        assert f"serving {number} devices at {program.line}, kept in sqlite:{file}\n" in errors
+        assert f"serving {number} devices at {program.line}, kept in {file}\n" in errors
         assert (0 if number else -9) == status
 
     assert [[], ["scope-0"], ["scope-0", "scope-1"]] == names

@@ -31,6 +31,9 @@ class Store(ABC):
     is_remote: ClassVar[bool] = False
     exclusive: AbstractContextManager[object]
 
+    def __str__(self) -> str:
+        return type(self).__name__.removesuffix("Store").lower()
+
     @abstractmethod
     def open(self, apply: Apply) -> None:
         """Hand all that is kept to `apply`, and from now on every change, once it is kept.

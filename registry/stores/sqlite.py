@@ -88,6 +88,9 @@ class SqliteStore(Store):
         self._wall_clock = wall_clock
         self._rows: dict[str, int] = {}
 
+    def __str__(self) -> str:
+        return str(self._file)
+
     def open(self, apply: Apply) -> None:
         self._apply = apply
         try:

@@ -47,7 +47,8 @@ def load_class(text: str) -> type[RPCServer]:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as exc:
         logger.debug("%s cannot be imported", module_name, exc_info=exc)
-        raise UsageError(f"{module_name} cannot be imported: {_import_error(exc)}") from exc
+        where = f"by {sys.executable} in {os.getcwd()}"
+        raise UsageError(f"{module_name} cannot be imported: {_import_error(exc)}; {where}") from exc
     try:
         found = operator.attrgetter(class_name)(module)
     except AttributeError:
@@ -155,6 +156,15 @@ def _from_text(text: str, expected: Any) -> Any:
         with contextlib.suppress(TypeError):
             return _convert(text, expected)
         raise
+
+
+def scalar_of(text: str) -> Any:
+    """The number or truth value that a text is in TOML; else the text."""
+    try:
+        value = _toml_value(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, (bool, int, float)) else text
 
 
 def _toml_value(text: str) -> Any:

@@ -22,7 +22,7 @@ from ..process import stopped_by_signals
 from ..server import RPCServer
 from ..sockets import ZmqContext
 from . import CommandError, UsageError, one_line
-from .device_class import convert_settings, load_class, type_of
+from .device_class import convert_settings, load_class, scalar_of, type_of
 from .device_file import DEFAULT_URL, Device, find_file, read_file, to_device
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def _asked(options: argparse.Namespace) -> Device:
         table = {"class": options.device}
     else:
         table = read_file(find_file(options.device_name if options.device is None else options.device))
-    metadata = {**table.get("metadata", {}), **dict(options.metadata)}
+    metadata = {**table.get("metadata", {}), **{key: scalar_of(text) for key, text in options.metadata}}
     log = {**table.get("logging", {})}
     log["level"] = options.log_level or log.get("level", "info")
     log["filters"] = [*log.get("filters", []), *options.log]
