@@ -119,7 +119,10 @@ def _announcement(found: Settings, registry: DeviceRegistry) -> Announcement | N
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds <= LONGEST_TIMEOUT:
         raise argparse.ArgumentTypeError(f"a timeout is a number of seconds up to {LONGEST_TIMEOUT:.0f}, not {text}")
     return seconds

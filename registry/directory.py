@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from itertools import count
 from dataclasses import replace
+from itertools import count
 from typing import Literal
 
 from rpc_kit.errors import DeviceNotFound, ServerBusy, StoreError

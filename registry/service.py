@@ -10,7 +10,7 @@ from typing import Any
 from rpc_kit import RPCServer
 from rpc_kit.addresses import Address
 from rpc_kit.dispatch import Handler, Pending
-from rpc_kit.errors import ServerBusy, StoreError
+from rpc_kit.errors import StoreError
 from rpc_kit.messages import (
     AnyRequest,
     CheckAlive,
@@ -159,24 +159,24 @@ class DeviceRegistry(Registry, RPCServer):
             try:
                 return handler(request)
             except (ValueError, StoreError) as exc:
-                event = EventType(str(request.__struct_config__.tag))
-                return [unsupported_frame(Malformed(exc, event, request.id), str(exc))]
+                return _refusal(request, exc)
 
         workers = self._workers
         if workers is None:
             return answer
         return lambda request: self._queue(workers, answer, request)
 
-    def _queue(self, workers: ThreadPoolExecutor, answer: Callable[[Any], Frames], request: AnyRequest) -> Pending:
+    def _queue(
+        self, workers: ThreadPoolExecutor, answer: Callable[[Any], Frames], request: AnyRequest
+    ) -> Frames | Pending:
         if not self._room.acquire(blocking=False):
-            raise ServerBusy(f"{MOST_PENDING} changes wait for the store; this one is not made")
+            return _refusal(request, StoreError(f"{MOST_PENDING} changes wait for the store; nothing was changed"))
         came = time.monotonic()
 
         def work() -> Frames:
             try:
                 if time.monotonic() - came > PATIENCE:
-                    exc = StoreError("the store took too long; nothing was changed")
-                    return [unsupported_frame(Malformed(exc, id=request.id), str(exc))]
+                    return _refusal(request, StoreError("the store took too long; nothing was changed"))
                 return answer(request)
             finally:
                 self._room.release()
@@ -208,6 +208,11 @@ class DeviceRegistry(Registry, RPCServer):
                 (self.device_added if kind == "added" else self.device_changed).emit(entry)
         except Exception:
             logger.exception("%s cannot be announced", entry.name)
+
+
+def _refusal(request: AnyRequest, exc: Exception) -> Frames:
+    event = EventType(str(request.__struct_config__.tag))
+    return [unsupported_frame(Malformed(exc, event, request.id), str(exc))]
 
 
 def _ack(event: EventType, success: bool, **more: Any) -> bytes:

@@ -391,7 +391,8 @@ class Calls:
         # The server's clock showed this at some time before now, so that the call was not sent before:
         waiting.since = str(alive.epoch), alive.clock - (time.monotonic() - waiting.started)
         if alive.epoch is not UNSET and alive.epoch != waiting.epoch:
-            self.epoch = alive.epoch
+            if self._locate is None:
+                self.epoch = alive.epoch  # else it may be another device, and is looked for first
             # A server that knows the call was restarted before it.
             if waiting.epoch and alive.call == "unknown":
                 raise ServerLost(f"{what}: {self.url} was restarted during the call; it may have been executed")

@@ -109,6 +109,11 @@ class RPCSignalReceiver:
                 self._ended = True
                 self._bell.close()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will come, as with a context that was terminated."""
+        return self._ended
+
     def stop(self) -> None:
         """End the thread, and wait for it unless it is the caller; idempotent."""
         self._stopped.set()

@@ -101,7 +101,7 @@ class RegistryWatch:
             except ClientClosed:
                 return  # with its context
             except Exception as exc:
-                if isinstance(exc, zmq.ZMQError) and exc.errno == zmq.ETERM:
+                if getattr(exc, "errno", None) == zmq.ETERM:
                     return
                 # Once for each outage, however often it is tried.
                 logger.log(logging.WARNING if self._is_up else logging.DEBUG, "%s is not watched: %s", url, exc)
@@ -118,7 +118,7 @@ class RegistryWatch:
             receiver.start()
             deadline = time.monotonic() + HANDSHAKE_TIMEOUT
             while not receiver.subscribed.wait(0.1) and time.monotonic() < deadline:
-                if self._stopped.is_set():
+                if self._stopped.is_set() or receiver.has_ended:
                     return
             if not receiver.subscribed.is_set():
                 raise CallTimeout(f"no signals within {HANDSHAKE_TIMEOUT:g} s")

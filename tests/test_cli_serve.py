@@ -298,7 +298,7 @@ def test_alive_timeout(serve: Serve, registry: Any) -> None:
 
 
 def test_max_missed(serve: Serve, registry: Any) -> None:
-    """A device that has missed its registry so often ends by itself, with a status that makes systemd start it again."""
+    """A device that has missed its registry so often ends by itself, and systemd starts it again."""
     program = serve(INSTRUMENT, "--registry", registry.url, "--max-missed", "1", "--alive-timeout", "0.3")
     registry.stop()
 

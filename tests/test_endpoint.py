@@ -798,3 +798,68 @@ def test_status_before_serving(context: Any) -> None:
     with InstrumentServer(context, "tcp://127.0.0.1:0") as device:
         with raw_connection(device.port or 0):
             assert "clients: none; calls: 0, 0 waiting; idle" == device._rpc.endpoint.status()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"event": "METHOD_CALL", "method": "count"},
+        {"event": "PROPERTY_SET", "property": "level", "value": 7.0},
+        {"event": "PROPERTY_GET", "property": "level"},
+    ],
+    ids=lambda keys: keys["event"],
+)
+def test_call_for_another_server(device: Any, peer: Peer, keys: Any) -> None:
+    """What was meant for another run of this server, or for another one, is not executed; sent anew it is."""
+    refused = peer.ask(request(**keys, id=["c", 1], epoch="other"))
+
+    assert (False, "rpc_kit.errors.ServerReplaced") == (refused["success"], refused["error_type"])
+    assert (["c", 1], device._rpc.epoch, True) == (refused["id"], refused["epoch"], bool(refused["error"]))
+    assert (0, 1.0) == (device.counted, device.level)
+    assert peer.ask(request(**keys, id=["c", 1], epoch=device._rpc.epoch))["success"]
+    assert peer.ask(request(**keys))["success"]
+    assert (2 if "method" in keys else 0, keys.get("value", 1.0)) == (device.counted, device.level)
+
+
+def test_call_for_another_server_while_method_runs(context: Any, blocked: Any) -> None:
+    """It is refused at once, and takes no place in the queue; nor is it taken for a repeat."""
+    with Peer(context, blocked.url) as other:
+        since = [blocked._rpc.epoch, 0.0]
+        for keys in ({}, {"since": since}):
+            refused = other.ask(call("count", id=["c", 1], epoch="other", **keys))
+            assert "rpc_kit.errors.ServerReplaced" == refused["error_type"]
+        assert 0 == other.ask(PING)["queued"]
+        assert "unknown" == other.ask(request("PING", call=["c", 1]))["call"]
+    assert 1 == blocked.counted
+
+
+def test_plain_call_without_epoch(device: Any, context: Any) -> None:
+    """Requests of protocol version 1 are executed by whoever gets them."""
+    with Peer(context, device.url, zmq.REQ) as plain:
+        assert {"success": True, "result": 1} == plain.ask(call("count"))
+
+
+def test_control_message_that_hangs(device: Any, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not get done with what needs no device is stuck, until it has; a long call is no sign."""
+    monkeypatch.setattr(endpoint, "CONTROL_TIME", 0.05)
+    hangs, released = threading.Event(), threading.Event()
+    is_stuck = device._rpc.endpoint.is_stuck
+
+    def hang() -> str:
+        hangs.set()
+        assert released.wait(LIMIT)
+        return "late"
+
+    monkeypatch.setattr(device._rpc, "server_name", hang)
+    assert not is_stuck()
+    peer.send(b"", request("GET_INVENTORY"))
+    assert hangs.wait(LIMIT)
+    wait_until(is_stuck)
+    released.set()
+    assert "late" == peer.reply()["name"]
+    assert not is_stuck()
+    peer.send(b"", call("block"))
+    assert device.entered.wait(LIMIT)
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() > began + 0.1)
+    assert not is_stuck()

@@ -698,6 +698,98 @@ def test_other_device_at_the_url(registry: DeviceRegistry, serve: Any, dial: Any
     assert (2, second.url) == (second.counted, client.url)
 
 
+def test_other_device_at_the_url_of_busy_client(
+    registry: DeviceRegistry, serve: Any, dial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that calls too often to look where its device is has nothing executed by another one either."""
+    monkeypatch.setattr(calls, "QUIET", 60.0)
+    first = registered(serve, registry.url)
+    client = dial("left", registry=registry.url)
+    assert 1 == client.count()
+    ended(first)
+    stranger = at_same_url(serve, first.url)
+    second = registered(serve, registry.url)
+    client.level = 5.0
+
+    assert ([1, 2], 0, 1.0) == ([client.count(), client.count()], stranger.counted, stranger.level)
+    assert (2, 5.0, second.url) == (second.counted, second.level, client.url)
+
+
+@pytest.mark.parametrize("is_during_call", [False, True], ids=["between calls", "during a call"])
+def test_other_device_at_the_url_of_killed_one(
+    registry: DeviceRegistry, spawn: Any, serve: Any, dial: Any, monkeypatch: pytest.MonkeyPatch, is_during_call: bool
+) -> None:
+    """When a device is killed, and another one is there at once, that one executes nothing until the device is back."""
+    monkeypatch.setattr(calls, "QUIET", 1.0)
+    first = spawn("tests.instrument", "serve", "tcp://127.0.0.1:0", "--registry", registry.url, "--name", "left")
+    client = dial("left", registry=registry.url)
+    is_over = threading.Event()
+    failures: set[type[Exception]] = set()
+    succeeded = 0
+
+    def work() -> None:
+        nonlocal succeeded
+        while not is_over.is_set():
+            try:
+                client.count()
+                succeeded += 1
+            except ConnectionError as exc:
+                failures.add(type(exc))
+
+    with in_thread(work) as outcome:
+        wait_until(lambda: succeeded > 20)
+        with in_thread(lambda: client.pause(60.0) if is_during_call else None):
+            if is_during_call:
+                wait_until(lambda: (client._rpc.calls.ask(Ping(), 1.0, "PING").busy or {}).get("member") == "pause")
+            first.kill()
+            stranger = at_same_url(serve, first.line)
+            second = registered(serve, registry.url)
+        try:
+            wait_until(lambda: second.counted > 20)
+        finally:
+            is_over.set()
+
+    assert ([None], True) == (outcome, failures <= {ServerLost})
+    assert (0, second.url) == (stranger.counted, client.url)
+
+
+def test_other_device_answers_for_killed_one(registry: DeviceRegistry, spawn: Any, serve: Any, dial: Any) -> None:
+    """A device that says during a call that it knows nothing of it is not taken for the one that was called."""
+    first = spawn("tests.instrument", "serve", "tcp://127.0.0.1:0", "--registry", registry.url, "--name", "left")
+    client = dial("left", registry=registry.url)
+    with in_thread(lambda: client.pause(60.0)) as outcome:
+        wait_until(lambda: client._rpc.calls.ask(Ping(), 1.0, "PING").busy)
+        first.kill()
+        stranger = at_same_url(serve, first.line)
+        wait_until(lambda: outcome)
+    refused(client.count, ServerLost, "not executed")
+    second = registered(serve, registry.url)
+
+    assert (ServerLost, 1, second.url) == (type(outcome[0]), client.count(), client.url)
+    assert (0, 1) == (stranger.counted, second.counted)
+
+
+def test_socket_to_the_old_place(
+    registry: DeviceRegistry, serve: Any, context: Any, dial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that ends after the client has followed gives back a socket that no other call uses."""
+    first, second = serve(), serve()
+    enter(context, registry.url, first, first.url)
+    client = dial("left", registry=registry.url)
+    with in_thread(client.block) as outcome:
+        assert first.entered.wait(LIMIT)
+        registry.evict("left")
+        enter(context, registry.url, second, second.url)
+        # As if the first one hung for a while.
+        monkeypatch.setattr(calls, "answering", lambda context, urls, *_: second.url if second.url in urls else None)
+        assert (1, second.url) == (client.count(), client.url)
+        first.released.set()
+    monkeypatch.setattr(calls, "QUIET", 60.0)
+
+    assert (["released"], [2, 3, 4, 5]) == (outcome, [client.count() for _ in range(4)])
+    assert 1 == first.counted
+
+
 def test_only_other_device_at_the_url(registry: DeviceRegistry, serve: Any, dial: Any) -> None:
     """When the device is gone, and another one has its url, the call is lost."""
     first = registered(serve, registry.url)

@@ -168,6 +168,13 @@ def test_number_of_registries_is_limited(here: Namespace, start: Start) -> None:
     assert URLS == found(start(here, "find", *URLS))
 
 
+def test_number_of_found_urls_is_limited(here: Namespace, start: Start) -> None:
+    """Registries with many addresses each are no more urls to try than others."""
+    start(here, "crowd", *(f"127.0.0.1,127.0.0.2,127.0.0.3/{port}" for port in (5001, 5002, 5003)))
+
+    assert 5 == len(found(start(here, "find", "--most", "5", "--extra", "0.8")))
+
+
 def test_host_without_a_network(here: Namespace, start: Start) -> None:
     """Without a network nothing is found, and the registry is announced as soon as there is one."""
     here.ip("link set lo down", "address flush dev lo")

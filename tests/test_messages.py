@@ -9,7 +9,11 @@ from rpc_kit.messages import EventType, Request, RPCEvents
 REQUESTS = {
     messages.MethodCall: ("METHOD_CALL", {"id", "timeout", "since", "epoch", "method", "params"}, {"method"}),
     messages.PropertyGet: ("PROPERTY_GET", {"id", "timeout", "since", "epoch", "property"}, {"property"}),
-    messages.PropertySet: ("PROPERTY_SET", {"id", "timeout", "since", "epoch", "property", "value"}, {"property", "value"}),
+    messages.PropertySet: (
+        "PROPERTY_SET",
+        {"id", "timeout", "since", "epoch", "property", "value"},
+        {"property", "value"},
+    ),
     messages.GetInventory: ("GET_INVENTORY", {"id", "timeout", "since", "epoch"}, set()),
     messages.InitSignals: ("INIT_SIGNALS_HANDLING", {"id", "timeout", "since", "epoch"}, set()),
     messages.StopServer: ("STOP_SERVER", {"id", "timeout", "since", "epoch"}, set()),

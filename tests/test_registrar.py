@@ -845,3 +845,16 @@ def test_device_that_is_collected_by_the_registrar(scripted: ScriptedRegistry, c
 
     assert elapsed < LEASE + 1
     assert 2 == scripted.count("UNREGISTER")
+
+
+@pytest.mark.parametrize(("registries", "seconds"), [(1, 2.0), (3, 2.0), (4, 1.5), (12, 0.5), (24, 0.25), (1000, 0.25)])
+def test_time_for_each(monkeypatch: pytest.MonkeyPatch, registries: int, seconds: float) -> None:
+    """Three registries have their usual time, more of them share it, and each has enough for an answer."""
+    monkeypatch.setattr(registration, "REGISTRY_TIMEOUT", 2.0)
+
+    assert seconds == registrar.time_for_each(registries)
+
+
+def test_time_for_each_is_not_more_than_usual() -> None:
+    """Of very many registries none has longer than a single one."""
+    assert ANSWER_TIME >= registrar.time_for_each(1000)

@@ -17,6 +17,7 @@ import zmq
 from rpc_kit.registration import register_device
 from tests.devices import LIMIT
 from tests.helpers import PROJECT, Peer, Program, call, request
+from tests.registries import ScriptedRegistry
 
 SERVE = ["registry", "serve", "--addr", "127.0.0.1", "--port", "0", "--no-announce"]
 QUIET = [*SERVE, "--store", "memory", "--log-level", "warning"]
@@ -162,7 +163,10 @@ WRONG = [
     (["list", "--registry", "tcp://*:1"], "'tcp://*:1' is no registry: a client needs one host and one port"),
     (["watch", "--registry", "pigeon://h"], "the argument: 'pigeon://h' is no registry: "),
     (["list", "--registry", "h", "room"], "metadata are given as KEY=VALUE"),
-    (["list", "--registry", "h", "--timeout", "soon"], "argument --timeout: invalid float value: 'soon'"),
+    (["list", "--registry", "h", "--timeout", "soon"], "argument --timeout: "),
+    (["list", "--registry", "h", "--timeout", "inf"], "a timeout is a number of seconds up to 3600, not inf"),
+    (["find", "a", "--registry", "h", "--timeout", "nan"], "a timeout is a number of seconds up to 3600, not nan"),
+    (["watch", "--registry", "h", "--timeout", "0"], "a timeout is a number of seconds up to 3600, not 0"),
 ]
 NOWHERE = ["--registry", "tcp://127.0.0.1:1", "--timeout", "0.2"]
 NO_ANSWER = "no registry answers at tcp://127.0.0.1:1: "
@@ -279,7 +283,7 @@ def test_find(url: str) -> None:
         "epoch           e1",
         "metadata        host=lab1, pid=7, room=12, cooled=true, gain=0.5, spare=null",
         "registered      DATE",
-        "stale           False",
+        "stale           false",
     ] == lines
 
 
@@ -382,3 +386,24 @@ def test_program_and_module_are_the_same(arguments: list[str]) -> None:
 
     assert (status, output, errors) == run(*arguments)
     assert ("usage: rpc-registry " in output) is (status == 0)
+
+
+@pytest.mark.parametrize(("registered", "date"), [("NaN", "?"), ("1e300", "?"), ("-1e300", "?"), ("0", "-")])
+@pytest.mark.parametrize("command", [["list"], ["find", "a"], ["evict", "a"]], ids=lambda command: command[0])
+def test_registry_that_is_malicious(context: Any, command: list[str], registered: str, date: str) -> None:
+    """Whatever a registry says of a device, nothing of it moves the cursor, and no date is too odd."""
+    odd = "a\x1b]0;b\x07\n"
+    entry = dict.fromkeys(["uuid", "name", "device_type", "address", "interface", "interface_hash", "epoch"], odd)
+    more = {"addresses": [odd], "metadata": {"host": odd, odd: odd}, "registered": float(registered)}
+    with ScriptedRegistry(context) as scripted:
+        result = [{**entry, **more}] if command == ["list"] else {**entry, **more}
+        scripted.answers["METHOD_CALL"] = {"success": True, "result": result}
+        status, output, errors = run(*command, "--registry", scripted.url)
+
+    assert (0, "") == (status, errors)
+    assert output.replace("\n", "").isprintable()
+    assert r'"a\u001b]0;b\u0007\n"' in output
+    if command == ["list"]:
+        assert (2, True) == (len(output.splitlines()), output.endswith(f" {date}\n"))
+    elif command == ["find", "a"]:
+        assert f"registered      {date}" in output.splitlines()

@@ -517,3 +517,36 @@ def test_many_threads(timed: Kept) -> None:
     assert 80 == len(names(directory)) == len({*names(directory)})
     assert (160, 80) == tuple(sum(kind == wanted for kind, *_ in heard) for wanted in ("added", "removed"))
     assert 240 == len(store.saved)
+
+
+def test_who_has_what_he_waited_for_counts_no_more(timed: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many have waited, with success or in vain, so many may wait as ever."""
+    monkeypatch.setattr(module, "MOST_WAITERS", 3)
+    directory, *_ = timed
+    for number in range(10):
+        waiting = [directory.wait_for(f"{number}", 60.0) for _ in range(3)]
+        entry = directory.register(camera(f"{number}"))
+        assert 3 * [entry] == [each.result(LIMIT) for each in waiting]
+    for each in [directory.wait_for("never", 0.01) for _ in range(3)]:
+        with pytest.raises(DeviceNotFound):
+            each.result(LIMIT)
+    waiting = [directory.wait_for("later", 60.0) for _ in range(3)]
+    with pytest.raises(ServerBusy):
+        directory.wait_for("later", 60.0)
+
+    assert [False] * 3 == [each.done() for each in waiting]
+
+
+def test_what_is_kept_of_those_who_waited(kept: Kept) -> None:
+    """Of waits that have ended long before their time next to nothing is kept; of others all."""
+    directory, *_ = kept
+    vain = [directory.wait_for("never", 0.0) for _ in range(5)]
+    for number in range(1000):
+        waiting = directory.wait_for(f"{number}", 3600.0)
+        directory.register(camera(f"{number}"))
+        assert waiting.done()
+
+    assert len(directory._patience) < 100
+    assert {"never"} == directory._waiters.keys()
+    directory._give_up()
+    assert [True] * 5 == [each.done() for each in vain]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import zmq
 
-from registry import DeviceRegistry, Entry, Registry, callbacks, register_device, send_alive_check, table
+from registry import DeviceRegistry, Entry, Registry, callbacks, register_device, send_alive_check, service, table
 from registry.stores.memory import MemoryStore
 from registry.stores.sqlite import SqliteStore
 from registry.table import Change
@@ -529,6 +529,96 @@ def test_what_cannot_be_kept(context: Any) -> None:
         assert "scope-0" == register(peer, "scope", "tcp://h:3")[0]
     made.stop()
     made.join(LIMIT)
+
+
+class SlowStore(MemoryStore):
+    """Asks over a network, and waits for the answer until it is released."""
+
+    is_remote = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.released = threading.Event(), threading.Event()
+
+    def save(self, change: Change) -> None:
+        self.entered.set()
+        assert self.released.wait(LIMIT)
+        super().save(change)
+
+
+@contextlib.contextmanager
+def slow_registry(context: Any) -> Iterator[tuple[DeviceRegistry, SlowStore, list[Peer]]]:
+    """A registry whose store does not answer, and some peers, of which the first waits for that."""
+    store = SlowStore()
+    made = DeviceRegistry(context, "127.0.0.1", 0, store)
+    made.start()
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(Peer(context, made.url)) for _ in range(4)]
+        peers[0].send(b"", registration_of(0))
+        assert store.entered.wait(LIMIT)
+        yield made, store, peers
+    store.released.set()
+    made.stop()
+    made.join(LIMIT)
+    assert not made._thread.is_alive()
+
+
+def registration_of(number: int) -> bytes:
+    return request("REGISTER", payload={"device_type": "scope", "addr": f"tcp://h:{number}", "name": f"{number}"})
+
+
+def test_others_are_answered_while_the_store_is_slow(context: Any) -> None:
+    """Whatever needs no store is answered at once, and the change is made when the store has kept it."""
+    with slow_registry(context) as (made, store, peers):
+        assert [] == peers[1].ask(call("list"))["result"]
+        assert "rpc_kit.errors.DeviceNotFound" == peers[1].ask(call("find", "0", id=["c", 1]))["error_type"]
+        assert peers[1].ask(request("PING"))["success"]
+        store.released.set()
+        assert "REGISTER_ACK" == peers[0].reply()["event"]
+        assert ["0"] == list(made.get_devices())
+
+
+def test_too_much_waits_for_the_store(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes when too many changes wait is refused at once; later there is room again."""
+    monkeypatch.setattr(service, "MOST_PENDING", 2)
+    with slow_registry(context) as (made, store, peers):
+        peers[1].send(b"", registration_of(1))
+        wait_until(lambda: made._room._value == 0)
+        refused = peers[2].ask(registration_of(2))
+        text = "2 changes wait for the store; nothing was changed"
+        assert (False, text) == (refused["success"], refused["error"])
+        assert ("", "") == register_device(context, "scope", "tcp://h:4", "", made.url)
+        store.released.set()
+        assert ["REGISTER_ACK"] * 2 == [each.reply()["event"] for each in peers[:2]]
+        assert "REGISTER_ACK" == peers[3].ask(registration_of(3))["event"]
+        assert ["0", "1", "3"] == sorted(made.get_devices())
+
+
+def test_what_waits_too_long_for_the_store(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change for whose answer nobody waits any more is not made, and that is told."""
+    monkeypatch.setattr(service, "WORKERS", 1)
+    monkeypatch.setattr(service, "PATIENCE", 0.05)
+    with slow_registry(context) as (made, store, peers):
+        peers[1].send(b"", registration_of(1))
+        wait_until(lambda: made._room._value == service.MOST_PENDING - 2)
+        sent = time.monotonic()
+        wait_until(lambda: time.monotonic() > sent + 2 * service.PATIENCE)
+        store.released.set()
+        late = peers[1].reply()
+        assert ("UNSUPPORTED", False) == (late["event"], late["success"])
+        assert "the store took too long; nothing was changed" == late["error"]
+        assert "REGISTER_ACK" == peers[0].reply()["event"]
+        assert ["0"] == list(made.get_devices())
+
+
+def test_largest_request(peer: Peer, registry: DeviceRegistry) -> None:
+    """Who has more to say than any device is not listened to; just below the limit he is."""
+    leases = {"x" * 1000 + f"{number}": 1.0 for number in range(1000)}
+    rest = service.LARGEST_REQUEST - len(request("RENEW", payload={"leases": leases}, more=""))
+    refused = peer.ask(request("RENEW", payload={"leases": leases}, more="x" * (rest + 1)))
+
+    assert f"the request has {(1 << 20) + 1} bytes, the limit is {1 << 20}" == refused["error"]
+    assert 1000 == len(peer.ask(request("RENEW", payload={"leases": leases}, more="x" * rest))["payload"]["unknown"])
 
 
 def test_restart_with_a_file(context: Any, tmp_path: Path) -> None:

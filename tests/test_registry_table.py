@@ -591,3 +591,13 @@ class Tables(RuleBasedStateMachine):
 TestTables = Tables.TestCase
 TestTables.__doc__ = "After any steps a table is what a naive model says."
 TestTables.settings = settings(derandomize=True, deadline=None, max_examples=100, stateful_step_count=40)
+
+
+def test_size_of_all_texts(table: Table) -> None:
+    """Texts that are each short enough may be too long together; those just within the limit are not."""
+    addresses = [f"tcp://h:{number}".ljust(1000, "x") for number in range(4)]
+    used = len("camera") + len("a") + len("tcp://h:1") + sum(map(len, addresses))
+    enter(table, "a", "tcp://h:1", addresses=addresses, epoch="e" * (module.LARGEST_TEXTS - used))
+
+    with pytest.raises(ValueError, match="names and addresses have 4096 characters together at most"):
+        plan(table, "a", "tcp://h:1", addresses=addresses, epoch="e" * (module.LARGEST_TEXTS - used + 1))

@@ -419,9 +419,20 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "text").write_text("text")
 
-    for path in (tmp_path / "folder", tmp_path / "text" / "registry.sqlite"):
-        with pytest.raises(StoreError, match=f"the registry's file {path} cannot be opened: "):
-            Run(path)
+    path = tmp_path / "text" / "registry.sqlite"
+    with pytest.raises(StoreError, match=f"the registry's file {path} cannot be opened: "):
+        Run(path)
+    with pytest.raises(StoreError, match=f"^{tmp_path / 'folder'} is no file: choose another one$"):
+        Run(tmp_path / "folder")
+
+
+def test_pipe_in_place_of_the_file(tmp_path: Path) -> None:
+    """A FIFO, which nobody may ever write to, is refused at once and stays."""
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(StoreError, match=f"^{tmp_path / 'pipe'} is no file: choose another one$"):
+        Run(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_second_registry(file: Path, spawn: Any) -> None:

@@ -227,6 +227,33 @@ def test_server_restarted_on_same_port(spawn: Any, connect: Any, number: int) ->
     assert 1.0 == client.level
 
 
+@pytest.mark.parametrize("failures", [1, 5])
+def test_no_socket_to_subscribe_again(
+    spawn: Any, connect: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failures: int
+) -> None:
+    """A want of file descriptors while the client subscribes again ends nothing: it tries until it can."""
+    first = spawn("tests.instrument", "serve", "tcp://127.0.0.1:0")
+    client = connect(first.line)
+    levels, ticks = collect(client.level_changed), collect(client.ticked)
+    client.level = 5.0
+    wait_until(lambda: [5.0] == levels)
+    left = failures * [zmq.ZMQError(24)]
+
+    def fail(*args: Any, made: Any = subscriber.client_socket) -> Any:
+        if left:
+            raise left.pop()
+        return made(*args)
+
+    monkeypatch.setattr(subscriber, "client_socket", fail)
+    first.kill()
+    spawn("tests.instrument", "serve", first.line)
+    wait_until(lambda: [5.0, 1.0] == levels)
+    client.tick(1, 3)
+
+    wait_until(lambda: [1, 2, 3] == ticks)
+    assert failures == caplog.text.count(f"no signals from {first.line}: Too many open files; next try in")
+
+
 def test_client_without_signals(device: Any, context: Any) -> None:
     """A client of an interface without signals needs no thread."""
 

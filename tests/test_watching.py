@@ -3,6 +3,7 @@
 import queue
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -16,13 +17,13 @@ import zmq
 from registry import DeviceRegistry, register_device, unregister_device
 from registry.stores.memory import MemoryStore
 from registry.stores.sqlite import SqliteStore
-from rpc_kit import registrar, registration, server, watching
+from rpc_kit import registrar, registration, server, subscriber, watching
 from rpc_kit.lookup import RegistryClient
 from rpc_kit.messages import Entry, EventType, Registration
 from rpc_kit.registration import exchange
 from rpc_kit.watching import RegistryEvent, RegistryWatch
 from tests.devices import LIMIT
-from tests.helpers import wait_until
+from tests.helpers import PROJECT, wait_until
 from tests.registries import ScriptedRegistry, restartable, unused_url
 
 Watcher = Callable[..., RegistryWatch]
@@ -492,3 +493,57 @@ def test_several_restarts(context: Any, serve: Any, watch: Watcher, replay: Repl
         wait_until(lambda: expected == sorted(restarted.registry.get_devices()), 2 * LIMIT)
 
         wait_until(lambda: replay.there == {entry.name: entry for entry in restarted.registry.list()}, 2 * LIMIT)
+
+
+LEAVE = """
+import random, sys, threading, time, zmq
+from rpc_kit import RegistryClient
+
+chance, pause, took = random.Random(1), threading.Event(), []
+for _ in range(15):
+    with zmq.Context() as context:
+        client = RegistryClient(sys.argv[1], context)
+        for _ in range(3):
+            client.watch(lambda event: None)
+        pause.wait(chance.uniform(0, 0.2))
+        began = time.monotonic()
+    client.close()
+    took.append(time.monotonic() - began)
+print("left" if max(took) < 3.0 else took)
+"""
+
+
+def test_context_is_left_while_watching(registry: DeviceRegistry, context: Any) -> None:
+    """A ``with`` of a context ends at whatever moment it is left, though watches are open."""
+    for number in range(200):
+        enter(context, registry.url, f"scope-{number}", number)
+    ran = subprocess.run(
+        [sys.executable, "-c", LEAVE, registry.url], cwd=PROJECT, capture_output=True, text=True, timeout=6 * LIMIT
+    )
+
+    assert (0, "left\n", "") == (ran.returncode, ran.stdout, ran.stderr)
+
+
+def test_closed_watches_are_not_kept(registry: DeviceRegistry, context: Any, replay: Replay) -> None:
+    """A client that lives long forgets the watches that were closed, and closes the others."""
+    with RegistryClient(registry.url, context) as client:
+        for _ in range(5):
+            client.watch(print).close()
+        client.watch(replay)
+        assert 1 == len(client._watches) == len(watches())
+    assert [] == watches()
+
+
+@pytest.mark.parametrize("answer", [{"success": True, "epoch": "e", "event_port": 1}, None], ids=["lost", "silent"])
+def test_close_before_signals_come(context: Any, watch: Watcher, replay: Replay, answer: Any) -> None:
+    """A watch is closed soon though its registry answers, and never says that it publishes."""
+    with ScriptedRegistry(context) as scripted:
+        scripted.answers["PING"] = {"success": True, "epoch": "e", "busy": None, "queued": 0}
+        scripted.answers["INIT_SIGNALS_HANDLING"] = answer
+        watched = watch(replay, scripted.url)
+        wait_until(lambda: scripted.count("INIT_SIGNALS_HANDLING"))
+        began = time.monotonic()
+        watched.close()
+
+        assert time.monotonic() - began < 2.5 < subscriber.HANDSHAKE_TIMEOUT
+        assert [] == watches()

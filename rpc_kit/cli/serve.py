@@ -51,7 +51,7 @@ def add_command(commands: Any) -> None:
     how.add_argument("--url", help=f"where to listen, url,url …; tcp://*:0 for other hosts (default: {DEFAULT_URL})")
     pairs: dict[str, Any] = {"type": _pair, "action": "append", "default": [], "metavar": "KEY=VALUE"}
     how.add_argument("--set", help="argument of the class, as a value in TOML or a plain text; any number", **pairs)
-    how.add_argument("--metadata", help="text that stands in the registry; any number", **pairs)
+    how.add_argument("--metadata", help="what stands in the registry, a number or a text; may be given again", **pairs)
     how.add_argument("--overwrite", action=argparse.BooleanOptionalAction, help="take the name from who has it")
     how.add_argument("--max-missed", type=int, metavar="N", help="end after so many renewals without an answer")
     how.add_argument("--alive-timeout", type=float, metavar="S", help="lease in the registry, s (default: 60)")
