@@ -13,7 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import zmq
@@ -23,7 +22,8 @@ from .connections import Connections
 from .dispatch import Dispatcher, Pending, member_of
 from .errors import ReplyLost, ServerBusy, ServerStopping
 from .messages import AnyRequest, Malformed, RequestId
-from .process import is_unheard
+from .postponed import Postponed
+from .process import UnheardSignal
 from .sockets import (
     Envelope,
     Waker,
@@ -56,8 +56,6 @@ STOP_TIME = 10.0
 """How long a running method may take to end when the server is stopped, s."""
 CONTROL_TIME = 10.0
 """A message that needs no device and takes longer is a sign of a server that hangs, s."""
-HANDLER_TIME = 1.0
-"""A signal handler that has not run after so long cannot, s."""
 TURN_AWAY_TIME = 0.5
 """How long a server that ends replies to those who still come, s."""
 
@@ -113,10 +111,9 @@ class Endpoint:
         self._stop_by = 0.0
         self._abandoned = abandoned
         self._given_up: Call | None = None
-        self._postponed: dict[Call, Pending] = {}
-        self._finished: deque[tuple[Call, Frames]] = deque()
-        self._closed = False
-        self._reply_lock = threading.Lock()
+        self._postponed: Postponed[Call] = Postponed(
+            lambda call, pending: dispatcher.settle(call.request, pending), lambda: _ring(self._reply_bell)
+        )
         self._queue: deque[Call] = deque()
         self._queued_bytes = 0
         self._duplicates: dict[RequestId, deque[Envelope]] = {}
@@ -126,8 +123,7 @@ class Endpoint:
         self._serial = 0
         self._started = 0.0
         self._busy_since: float | None = None
-        self._signalled: tuple[int, float] | None = None
-        self.unheard = 0
+        self.unheard = UnheardSignal()
         self._handed_over = False
         self._taken = False
         self._asleep = False
@@ -178,8 +174,7 @@ class Endpoint:
         self._stopping = True
         with self._own, contextlib.suppress(zmq.ContextTerminated):
             self._turn_away()
-        with self._reply_lock:
-            self._closed = True
+        self._postponed.close()
         self._connections.end()
         for each in (self._waker, self._signals, self._stop_bell, self._signal_bell, self._reply_bell):
             each.close()
@@ -225,13 +220,14 @@ class Endpoint:
                 reply = self._dispatcher.answer(request)
                 self._busy_since = None
                 if type(reply) is Pending:
-                    self._postpone(Call(envelope, request, 0.0, 0), reply)
+                    self._postponed.add(Call(envelope, request, 0.0, 0), reply)
                 else:
                     send_reply(self._socket, envelope, reply)
                 return None
         call = Call(envelope, request, time.monotonic(), len(frames[0]) if frames else 0)
         if self._stopping:
-            self._refuse(call, ServerStopping("the server is stopping; nothing was executed"))
+            error = ServerStopping("the server is stopping; nothing was executed")
+            send_reply(self._socket, envelope, self._dispatcher.failure(request, error))
             return None
         if request.epoch is not UNSET and self._dispatcher.is_for_another(request):
             send_reply(self._socket, envelope, self._dispatcher.replaced(request))
@@ -282,7 +278,7 @@ class Endpoint:
         if call is self._given_up:
             pass  # its caller has been told
         elif type(reply) is Pending:
-            self._postpone(call, reply)
+            self._postponed.add(call, reply)
         else:
             self._reply(call, reply)
         if time.monotonic() - started > SLOW:
@@ -300,33 +296,15 @@ class Endpoint:
             for envelope in self._duplicates.pop(request_id, ()):
                 send_reply(self._socket, envelope, frames)
 
-    def _postpone(self, call: Call, pending: Pending) -> None:
-        """Reply when the future is done."""
-        self._postponed[call] = pending
-
-        def done(future: "Future[Any]") -> None:
-            self._finished.append((call, self._dispatcher.settle(call.request, pending)))
-            with self._reply_lock:
-                if not self._closed:
-                    _ring(self._reply_bell)
-
-        pending.future.add_done_callback(done)
-
     def _send_finished(self) -> None:
-        while self._finished:
-            call, frames = self._finished.popleft()
-            if self._postponed.pop(call, None) is not None:
-                self._reply(call, frames)
-
-    def _refuse(self, call: Call, error: Exception) -> None:
-        send_reply(self._socket, call.envelope, self._dispatcher.failure(call.request, error))
+        for call, frames in self._postponed.take_finished():
+            self._reply(call, frames)
 
     def _turn_away(self) -> None:
         """One reply for all who wait, also in the socket."""
         self._empty_queue()
         self._send_finished()
-        for call in list(self._postponed):
-            del self._postponed[call]
+        for call in self._postponed.give_up():
             self._reply(call, self._dispatcher.failure(call.request, ServerStopping("the server is stopping")))
         deadline = time.monotonic() + TURN_AWAY_TIME
         while readable(self._socket) and time.monotonic() < deadline:
@@ -375,8 +353,7 @@ class Endpoint:
         happened = watch.wait(seconds)
         if self._signals in happened:
             _ring(self._signal_bell)
-            for number in filter(is_unheard, self._signals.received):
-                self._signalled = self._signalled or (number, time.monotonic())
+            self.unheard.note(self._signals.received)
         if connections.monitor in happened:
             connections.note()
 
@@ -390,7 +367,9 @@ class Endpoint:
                     if self._running is not call:
                         break
                     more = self._drain()
-                    self._hear_signals()
+                    if not self._stopping and self.unheard.is_certain():
+                        logger.warning("%s does not let signals be handled: stopping", member_of(call.request))
+                        self.stop()
                     late = self._stopping and self._given_up is None and time.monotonic() >= self._stop_by
                     if self._stopping:
                         self._empty_queue()
@@ -403,18 +382,6 @@ class Endpoint:
         finally:
             watch.remove(self._socket)
             self._taken = False
-
-    def _hear_signals(self) -> None:
-        """Stop on a signal whose handler cannot run, as the method hangs in code that is no Python."""
-        if self._signalled is None or self._stopping:
-            return
-        number, came = self._signalled
-        if not is_unheard(number):
-            self._signalled = None
-        elif time.monotonic() - came > HANDLER_TIME:
-            logger.warning("the running method does not let signals be handled: stopping without that")
-            self.unheard = number
-            self.stop()
 
     def _drain(self) -> bool:
         """Take what has come; whether there is more, as a flood must not keep the device thread from its reply."""

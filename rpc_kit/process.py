@@ -5,11 +5,15 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 logger = logging.getLogger(__name__)
+
+HANDLER_TIME = 1.0
+"""A signal handler that has not run after so long cannot, s."""
 
 _ours: set[Any] = set()
 _intervals: list[float] = []
@@ -55,9 +59,35 @@ def stopped_by_signals(stop: Callable[[signal.Signals], None], wakeup_descriptor
         _ours.discard(handle)
 
 
-def is_unheard(number: int) -> bool:
-    """Whether the handler that stops a server upon that signal is there, and has not run: it may not be able to."""
-    return signal.getsignal(number) in _ours
+class UnheardSignal:
+    """A signal that is to stop a server, and whose handler does not run: the method hangs in code that is no Python.
+
+    Attributes
+    ----------
+    number : int
+        Of the signal, once that is certain; else 0.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._came: tuple[int, float] | None = None
+
+    def note(self, received: bytes) -> None:
+        """Signals have come; their numbers."""
+        for number in received:
+            if self._came is None and signal.getsignal(number) in _ours:
+                self._came = number, time.monotonic()
+
+    def is_certain(self) -> bool:
+        """Whether the handler had time enough, and has not run."""
+        if self._came is None:
+            return False
+        number, came = self._came
+        if signal.getsignal(number) not in _ours:
+            self._came = None
+        elif time.monotonic() - came > HANDLER_TIME:
+            self.number = number
+        return self.number > 0
 
 
 @contextlib.contextmanager

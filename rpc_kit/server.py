@@ -218,9 +218,9 @@ class ServerEngine:
         self._leave()
         if self._stopped_by:
             os.kill(self.pid, self._stopped_by[0])
-        elif self.endpoint.unheard:
+        elif self.endpoint.unheard.number:
             # No handler runs, and so none can be taken away.
-            os._exit(128 + self.endpoint.unheard)
+            os._exit(128 + self.endpoint.unheard.number)
 
     def _status(self) -> str:
         name = self.server_name()

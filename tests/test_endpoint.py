@@ -446,7 +446,7 @@ def futures(device: Any, monkeypatch: pytest.MonkeyPatch) -> "deque[Future[Any]]
 
 def postponed(device: Any, count: int) -> None:
     """Wait until so many calls wait for their futures."""
-    wait_until(lambda: len(device._rpc.endpoint._postponed) == count)
+    wait_until(lambda: len(device._rpc.endpoint._postponed._waiting) == count)
 
 
 def test_future(device: Any, peer: Peer, context: Any, futures: "deque[Future[Any]]") -> None:
@@ -503,7 +503,7 @@ def test_how_futures_end(device: Any, peer: Peer, monkeypatch: pytest.MonkeyPatc
         "is cancelled": (False, "concurrent.futures._base.CancelledError", ""),
         "is done already": (True, None, None),
     }[way] == (reply["success"], reply.get("error_type"), reply.get("error"))
-    assert (3, {}) == (peer.ask(call("add", 1, 2))["result"], device._rpc.endpoint._postponed)
+    assert (3, {}) == (peer.ask(call("add", 1, 2))["result"], device._rpc.endpoint._postponed._waiting)
 
 
 def test_future_of_buffer_method(device: Any, peer: Peer, futures: "deque[Future[Any]]") -> None:

@@ -6,6 +6,9 @@ import socket
 import sys
 import threading
 
+import pytest
+
+from rpc_kit import process
 from rpc_kit.process import shorter_switch_interval, stopped_by_signals
 
 
@@ -64,3 +67,21 @@ def test_shortest_switch_interval_holds() -> None:
         assert 0.001 == round(sys.getswitchinterval(), 6)
 
     assert usual == sys.getswitchinterval()
+
+
+def test_signal_whose_handler_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is certain after a while; not when the handler has run, and not of handlers of the program."""
+    monkeypatch.setattr(process, "HANDLER_TIME", 0.0)
+    heard, unheard, foreign = (process.UnheardSignal() for _ in range(3))
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    with reader, writer, stopped_by_signals(lambda number: None, writer.fileno()):
+        for each in (heard, unheard):
+            each.note(bytes([signal.SIGUSR1, signal.SIGTERM]))
+        foreign.note(bytes([signal.SIGUSR1]))
+        assert (True, False) == (unheard.is_certain(), foreign.is_certain())
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert bytes([signal.SIGTERM]) == reader.recv(16)
+
+        assert not heard.is_certain()
+    assert signal.SIGTERM == unheard.number
