@@ -234,9 +234,12 @@ def test_crash_while_writing(
 
 
 @pytest.fixture
-def without_rights() -> Iterator[None]:
+def without_rights(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What others have is closed to this process, also when it is root's."""
     own = os.geteuid()
+    # The project itself may lie where nobody else may read.
+    texts = {name: units.unit_text(name, for_user=False) for name in NAMES}
+    monkeypatch.setattr(units, "unit_text", lambda name, for_user: texts[name])
     if own == 0:
         os.seteuid(NOBODY)
     yield
