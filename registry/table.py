@@ -115,7 +115,7 @@ class Table:
             asked.metadata,
             known.registered if known else now,
         )
-        return Change(tuple(removed.values()), "replaced", entry, lease)
+        return Change(tuple(removed.values()), "replaced", compact(entry), lease)
 
     def apply(self, change: Change) -> None:
         """Make a change."""
@@ -123,7 +123,7 @@ class Table:
             self._remove(entry.uuid)
         if change.added is None:
             return
-        entry = _compact(change.added)
+        entry = change.added
         known = self._entries.get(entry.uuid)
         if known is not None:
             self._forget(known)
@@ -232,7 +232,7 @@ def _numbered(name: str) -> tuple[str, int]:
     return (base, max(int(number) - 1, 0)) if number.isascii() and number.isdigit() else (name, 0)
 
 
-def _compact(entry: Entry) -> Entry:
+def compact(entry: Entry) -> Entry:
     """The entry, sharing with others what many have in common."""
     share = sys.intern
     return replace(

@@ -15,7 +15,7 @@ from rpc_kit.convert import decode_json, encode_json
 from rpc_kit.errors import StoreError
 from rpc_kit.messages import Entry
 
-from ..table import Change, check_lease
+from ..table import Change, check_lease, compact
 from .base import Apply, Store
 
 APPLICATION = 0x7270636B
@@ -99,8 +99,10 @@ class SqliteStore(Store):
             # Autocommit; one thread at a time, as `exclusive` sees to.
             self._database = sqlite3.connect(self._file, timeout=1.0, isolation_level=None, check_same_thread=False)
             try:
-                for change in self._prepare():
-                    apply(change)
+                found = self._prepare()
+                found.reverse()
+                while found:
+                    apply(found.pop())  # not kept twice for longer than needed
             except BaseException:
                 self._database.close()
                 raise
@@ -208,7 +210,7 @@ class SqliteStore(Store):
         found: list[Change] = []
         for row, key, text, lease, ends in self._database.execute(query):
             try:
-                entry = decode_json(text, _entries)
+                entry = compact(decode_json(text, _entries))
                 # Not longer than the lease, should the clock of the host have been set back.
                 found.append(Change(added=entry, lease=min(ends - now, check_lease(lease))))
             except (TypeError, ValueError) as exc:
