@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from rpc_kit.cli.device_file import SYSTEM_FOLDER, user_folder
+from rpc_kit.cli.device_file import SYSTEM_FOLDER
+from rpc_kit.folders import config_folder
 
 from .stores.base import Store
 from .stores.memory import MemoryStore
@@ -102,8 +103,8 @@ def make_store(text: str, ca: str = "", cert: str = "", key: str = "") -> Store:
 
 
 def _usual_files() -> list[Path]:
-    folders = [user_folder(), SYSTEM_FOLDER]
-    return [folder / "rpc-kit" / "registry.toml" for folder in folders if folder is not None]
+    folders = [config_folder(), SYSTEM_FOLDER]
+    return [Path(folder) / "rpc-kit" / "registry.toml" for folder in folders if folder is not None]
 
 
 def _of_file(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Self
 
 from .addresses import Address
 from .errors import MissingExtra, NoRegistry
+from .folders import config_folder
 
 DEFAULT_PORT = 5555
 """Where a registry listens unless told otherwise."""
@@ -70,9 +71,7 @@ def _url(entry: str, where: str) -> str:
 
 
 def _config_file() -> str:
-    folder = os.environ.get("XDG_CONFIG_HOME", "")
-    # A relative one is to be ignored (XDG Base Directory Specification).
-    return os.path.join(folder if os.path.isabs(folder) else os.path.expanduser("~/.config"), "rpc-kit", "config.toml")
+    return os.path.join(config_folder() or "~/.config", "rpc-kit", "config.toml")
 
 
 def _urls_of_file() -> list[str]:

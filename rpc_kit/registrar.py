@@ -72,6 +72,10 @@ class Member:
             self.lost()
 
 
+def _key_of(context: ZmqContext, urls: Sequence[str]) -> tuple[int, int, tuple[str, ...]]:
+    return os.getpid(), id(context), tuple(urls)
+
+
 def time_for_each(registries: int) -> float:
     """How long each of so many registries has for an answer, s: of very many each has less."""
     usual = registration.REGISTRY_TIMEOUT
@@ -98,7 +102,7 @@ class Registrar:
         # Sockets of the context itself would be closed under this thread by the end of `with zmq.Context()`.
         self._shadow: ZmqContext = zmq.Context.shadow(context)
         self._urls = list(urls)
-        self._key = (os.getpid(), id(context), tuple(urls))
+        self._key = _key_of(context, urls)
         self._members: list[Member] = []
         self._changed = threading.Condition(self._registry_of_registrars)
         self._next = 0.0
@@ -117,14 +121,14 @@ class Registrar:
             When nothing can connect to a url.
         """
         with cls._registry_of_registrars:
-            registrar = cls._running.get((os.getpid(), id(context), tuple(urls)))
+            registrar = cls._running.get(_key_of(context, urls))
             if registrar is None:
                 registrar = cls(context, urls)
                 registrar._thread.start()
                 cls._running[registrar._key] = registrar
             registrar._members.append(member)
             registrar._changed.notify_all()
-        member.tried.wait(2 * len(urls) * time_for_each(len(urls)) + 1)
+        member.tried.wait(registrar._longest_round())
         if member.refusal is not None:
             registrar.remove(member)
             raise member.refusal
@@ -134,7 +138,7 @@ class Registrar:
     @classmethod
     def discard(cls, context: ZmqContext, urls: Sequence[str], member: Member) -> None:
         """Unregister a device; idempotent."""
-        registrar = cls._running.get((os.getpid(), id(context), tuple(urls)))
+        registrar = cls._running.get(_key_of(context, urls))
         if registrar is not None:
             registrar.remove(member)
 
@@ -146,7 +150,11 @@ class Registrar:
             member.is_leaving = True
             self._changed.notify_all()
         if threading.current_thread() is not self._thread:
-            member.left.wait(2 * len(self._urls) * time_for_each(len(self._urls)) + 1)
+            member.left.wait(self._longest_round())
+
+    def _longest_round(self) -> float:
+        """How long it takes at most until a device has its turn, and was told or not, s."""
+        return 2 * len(self._urls) * time_for_each(len(self._urls)) + 1
 
     def _run(self) -> None:
         try:
@@ -306,9 +314,11 @@ class Registrar:
 
     def _leave(self, member: Member) -> None:
         if member.uuid:
+            # All of them together have the time of one: the device is to end.
+            limit = registration.REGISTRY_TIMEOUT / len(self._urls)
             for url in list(self._urls):
                 try:
-                    if self._ask(url, EventType.UNREGISTER, Removal(member.uuid), len(self._urls)) is not None:
+                    if self._ask(url, EventType.UNREGISTER, Removal(member.uuid), limit) is not None:
                         break
                 except RegistryRefused as exc:
                     logger.warning("the registry at %s refuses to unregister: %s", url, exc)
@@ -319,9 +329,11 @@ class Registrar:
         member.uuid = ""
         member.left.set()
 
-    def _ask(self, url: str, event: EventType, payload: msgspec.Struct, share: int = 1) -> dict[str, Any] | None:
+    def _ask(
+        self, url: str, event: EventType, payload: msgspec.Struct, limit: float | None = None
+    ) -> dict[str, Any] | None:
         """The reply of that registry, which is then the one to be asked first."""
-        limit = registration.REGISTRY_TIMEOUT / share if share > 1 else time_for_each(len(self._urls))
+        limit = time_for_each(len(self._urls)) if limit is None else limit
         reply = registration.exchange(self._shadow, url, event, payload, limit)
         if reply is not None and url != self._urls[0]:
             self._urls.remove(url)

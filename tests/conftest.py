@@ -14,6 +14,7 @@ from tests.helpers import Peer, Program, call, wait_until
 from tests.real.etcd import EtcdCluster
 from tests.real.hosts import Hosts
 from tests.real.user_systemd import UserSystemd
+from tests.registries import Restartable, restartable, unused_url
 
 
 @pytest.fixture
@@ -161,4 +162,18 @@ def user_systemd() -> Iterator[UserSystemd]:
 def etcd_cluster() -> Iterator[EtcdCluster]:
     """Three nodes of etcd, of which one may be lost."""
     with EtcdCluster(3) as made:
+        yield made
+
+
+@pytest.fixture
+def restarted(context: Any) -> Iterator[Restartable]:
+    """A registry that can be stopped, and started again at the same port."""
+    with restartable(context) as made:
+        yield made
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """A url at which nobody listens."""
+    with unused_url() as made:
         yield made

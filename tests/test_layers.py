@@ -12,7 +12,7 @@ PACKAGES = ("rpc_kit", "registry")
 ORDER = """
     rpc_kit.errors rpc_kit.numpy_values rpc_kit.convert rpc_kit.signals rpc_kit.properties rpc_kit.methods
     rpc_kit.interface rpc_kit.messages rpc_kit.wire rpc_kit.journal rpc_kit.dispatch rpc_kit.addresses
-    rpc_kit.mdns rpc_kit.discovery rpc_kit.process rpc_kit.sockets rpc_kit.connections
+    rpc_kit.folders rpc_kit.mdns rpc_kit.discovery rpc_kit.process rpc_kit.sockets rpc_kit.connections
     rpc_kit.postponed
     rpc_kit.endpoint rpc_kit.publisher rpc_kit.registration rpc_kit.registrar rpc_kit.systemd
     rpc_kit.logs rpc_kit.server rpc_kit.calls rpc_kit.subscriber rpc_kit.client rpc_kit.watching rpc_kit.lookup rpc_kit

@@ -28,7 +28,7 @@ from rpc_kit.messages import EventType, Ping, Registration
 from rpc_kit.registration import exchange
 from tests.devices import LIMIT, Instrument, InstrumentClient, InstrumentServer
 from tests.helpers import Relay, in_thread, wait_until
-from tests.registries import Restartable, ScriptedRegistry, restartable, unused_url
+from tests.registries import Restartable, ScriptedRegistry, restartable
 
 SLACK = 2.0
 """How much longer than its limit anything may take on a busy machine, s."""
@@ -59,19 +59,6 @@ def silent(context: Any) -> Iterator[ScriptedRegistry]:
     """A registry that takes everything and says nothing."""
     with ScriptedRegistry(context) as made:
         made.is_silent = True
-        yield made
-
-
-@pytest.fixture
-def restarted(context: Any) -> Iterator[Restartable]:
-    with restartable(context) as made:
-        yield made
-
-
-@pytest.fixture
-def nobody() -> Iterator[str]:
-    """A url at which nobody listens."""
-    with unused_url() as made:
         yield made
 
 

@@ -18,7 +18,7 @@ from rpc_kit.messages import Registration
 from rpc_kit.registrar import Member, Registrar
 from tests.devices import LIMIT, Instrument, InstrumentServer
 from tests.helpers import Peer, call, in_thread, wait_until
-from tests.registries import Restartable, ScriptedRegistry, acknowledge, restartable, unsupported, unused_url
+from tests.registries import Restartable, ScriptedRegistry, acknowledge, unsupported
 
 URL = "tcp://127.0.0.1:0"
 ANSWER_TIME = 0.4
@@ -55,19 +55,6 @@ def scripted(context: Any) -> Iterator[ScriptedRegistry]:
 def other(context: Any) -> Iterator[ScriptedRegistry]:
     """A second one."""
     with ScriptedRegistry(context) as made:
-        yield made
-
-
-@pytest.fixture
-def restarted(context: Any) -> Iterator[Restartable]:
-    with restartable(context) as made:
-        yield made
-
-
-@pytest.fixture
-def nobody() -> Iterator[str]:
-    """A url at which nobody listens."""
-    with unused_url() as made:
         yield made
 
 

@@ -24,7 +24,7 @@ from rpc_kit.registration import exchange
 from rpc_kit.watching import RegistryEvent, RegistryWatch
 from tests.devices import LIMIT
 from tests.helpers import PROJECT, wait_until
-from tests.registries import ScriptedRegistry, restartable, unused_url
+from tests.registries import ScriptedRegistry, restartable
 
 Watcher = Callable[..., RegistryWatch]
 
@@ -49,13 +49,6 @@ def watch(context: Any) -> Iterator[Watcher]:
     for each in made:
         each.close()
     wait_until(lambda: [] == watches())
-
-
-@pytest.fixture
-def nobody() -> Iterator[str]:
-    """A url at which nobody listens."""
-    with unused_url() as made:
-        yield made
 
 
 def watches() -> list[threading.Thread]:

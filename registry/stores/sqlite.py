@@ -13,6 +13,7 @@ import msgspec
 
 from rpc_kit.convert import decode_json, encode_json
 from rpc_kit.errors import StoreError
+from rpc_kit.folders import user_folder
 from rpc_kit.messages import Entry
 
 from ..table import Change, check_lease, compact
@@ -62,13 +63,10 @@ def default_file() -> Path:
         return Path(folder.split(":")[0]) / "registry.sqlite"
     if os.geteuid() == 0:
         return Path("/var/lib/rpc-kit/registry.sqlite")
-    given = os.environ.get("XDG_STATE_HOME", "")
-    try:
-        # A relative one is to be ignored (XDG Base Directory Specification).
-        state = Path(given) if os.path.isabs(given) else Path.home() / ".local" / "state"
-    except RuntimeError as exc:
-        raise ValueError("this user has no home: choose a file, as sqlite:/folder/registry.sqlite") from exc
-    return state / "rpc-kit" / "registry.sqlite"
+    state = user_folder("XDG_STATE_HOME", ".local/state")
+    if state is None:
+        raise ValueError("this user has no home: choose a file, as sqlite:/folder/registry.sqlite")
+    return Path(state) / "rpc-kit" / "registry.sqlite"
 
 
 class SqliteStore(Store):

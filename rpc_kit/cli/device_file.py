@@ -1,6 +1,5 @@
 """Device files: what is served, and how, in TOML; one file for each device."""
 
-import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from ..folders import config_folder
 from ..messages import Scalar
 from ..server import LONGEST_LEASE
 from . import UsageError
@@ -118,17 +118,8 @@ def to_device(table: Mapping[str, Any]) -> Device:
         raise UsageError(f"{where}: {what}" if where else what) from exc
 
 
-def user_folder() -> Path | None:
-    """Where the configuration of a user is (XDG Base Directory Specification, which ignores relative paths)."""
-    given = os.environ.get("XDG_CONFIG_HOME", "")
-    try:
-        return Path(given) if os.path.isabs(given) else Path.home() / ".config"
-    except RuntimeError:  # a user without a home
-        return None
-
-
 def _folders() -> Iterator[Path]:
-    own = user_folder()
+    own = config_folder()
     if own is not None:
-        yield own
+        yield Path(own)
     yield SYSTEM_FOLDER

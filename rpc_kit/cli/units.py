@@ -11,8 +11,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..folders import config_folder
 from . import CommandError, UsageError
-from .device_file import SYSTEM_FOLDER, user_folder
+from .device_file import SYSTEM_FOLDER
 
 NAMES = ("rpc-device@.service", "rpc-registry.service")
 SYSTEM_UNITS = SYSTEM_FOLDER / "systemd" / "system"
@@ -101,10 +102,10 @@ def _folder(options: argparse.Namespace) -> Path:
 
 
 def _user_folder() -> Path:
-    folder = user_folder()
+    folder = config_folder()
     if folder is None:
         raise UsageError("this user has no home: set XDG_CONFIG_HOME")
-    return folder
+    return Path(folder)
 
 
 def _device_file(for_user: bool) -> Path:
