@@ -1,12 +1,16 @@
 """Urls: taken apart, checked, and turned into what a socket binds to or what others connect to."""
 
 import contextlib
+import errno
 import socket
 import struct
+import sys
 from dataclasses import dataclass
 from typing import Literal, Self
 
 WILDCARDS = ("*", "0.0.0.0", "::")
+BESIDE = "rpc-kit"
+"""Begins the names of ipc addresses beside tcp ones."""
 RANDOM_PORTS = range(10_000, 12_001)
 """Where a server without a port looks for a free one."""
 
@@ -69,6 +73,27 @@ class Address:
         if self.transport != "tcp" or self.is_wildcard:
             return self.host == "::"
         return ":" in self.host or (not _numeric(self.host) and _family(self.host) == socket.AF_INET6)
+
+    @property
+    def beside(self) -> "Address | None":
+        """The ipc address of the same server for clients on the same host; None where there is none.
+
+        Its name is no file (Linux: abstract namespace), and known in one network namespace only.
+        """
+        if self.transport != "tcp" or not sys.platform.startswith("linux"):
+            return None
+        return Address("ipc", f"@{BESIDE}-{self.host}-{self.port}")
+
+    @property
+    def is_here(self) -> bool:
+        """Whether some process of this host listens at an address of `beside`."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                # Nothing is connected, which the server would notice as a stranger.
+                probe.bind(self.host.replace("@", "\0", 1))
+            except OSError as exc:
+                return exc.errno == errno.EADDRINUSE
+        return False
 
     def with_port(self, port: int) -> "Address":
         """The same host with another port."""

@@ -1,5 +1,6 @@
 """Requests from a client: a pool of REQ sockets, ids, deadlines, and the watch over a silent server."""
 
+import contextlib
 import logging
 import os
 import secrets
@@ -24,8 +25,8 @@ from .errors import (
     type_name,
 )
 from .messages import Entry, Facts, GetInventory, Ping, Reply, Request
-from .sockets import ZmqContext, ZmqSocket, client_socket, receive_rest, send_frame
-from .wire import failure_of, parse_facts, request_frame
+from .sockets import ZmqContext, ZmqSocket, client_socket, receive_rest, send_frame, send_tracked
+from .wire import Buffer, failure_of, parse_facts, request_frame
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,10 @@ MOST_ADDRESSES = 32
 MOST_REPLACEMENTS = 3
 """So often a call is sent anew because another server has taken the address."""
 
+LAST_READ = 1.0
+"""How long libzmq may go on reading a buffer after its socket was closed, s."""
+
+_NO_BUFFERS = (UNSET, UNSET)
 _STOPPING, _REPLACED = type_name(ServerStopping()), type_name(ServerReplaced())
 
 R = TypeVar("R", bound=Reply)
@@ -79,12 +84,21 @@ if hasattr(os, "register_at_fork"):
 class _Line:
     """A REQ socket with the receive timeout it has, which costs much to ask for."""
 
-    __slots__ = ("socket", "url", "wait")
+    __slots__ = ("socket", "url", "wait", "tracked")
 
     def __init__(self, socket: ZmqSocket, url: str) -> None:
         self.socket = socket
         self.url = url
         self.wait = -1
+        self.tracked: list[zmq.MessageTracker] = []
+
+    def close(self) -> None:
+        """Close the socket, and wait until libzmq reads no buffer any more: its owner may write to it."""
+        self.socket.close()
+        for each in self.tracked:
+            with contextlib.suppress(zmq.NotDone):
+                each.wait(LAST_READ)
+        self.tracked = []
 
 
 class _Wait:
@@ -133,6 +147,11 @@ class Calls:
         Within this time the death of the server is noticed during a call, s.
     locate : callable, optional
         Asked for the server when nothing answers at `url` any more.
+
+    Attributes
+    ----------
+    route : str
+        By which address of the server it is reached: another one of the same host may be faster than `url`.
     """
 
     def __init__(
@@ -140,10 +159,11 @@ class Calls:
     ) -> None:
         self.client_id = secrets.token_hex(8)
         self.url = url
+        self.route = url
         self.epoch = ""
         self.max_request = sys.maxsize
+        self.liveness = liveness
         self._context = context
-        self._liveness = liveness
         self._slice = int(liveness * 1000 / 3)
         self._numbers = count(1)
         self._idle: deque[_Line] = deque()
@@ -162,7 +182,12 @@ class Calls:
         return facts
 
     def exchange(
-        self, request: Request, timeout: float | None, what: str, parse: Callable[[bytes], R]
+        self,
+        request: Request,
+        timeout: float | None,
+        what: str,
+        parse: Callable[[bytes], R],
+        buffers: Sequence[Buffer] = (),
     ) -> tuple[R, list[memoryview]]:
         """Send a request, wait for its reply and the buffers that come with it.
 
@@ -176,6 +201,8 @@ class Calls:
             The member, for error texts.
         parse
             Makes the reply of its first frame.
+        buffers
+            Frames that go with the request; when this returns or raises, they may be written to again.
 
         Raises
         ------
@@ -191,7 +218,7 @@ class Calls:
             When the request cannot be sent as JSON; the server was not asked.
         """
         if self._locate is None:
-            return self._exchange(request, timeout, what, parse)
+            return self._exchange(request, timeout, what, parse, buffers)
         for _ in range(MOST_REPLACEMENTS):
             if time.monotonic() - self._heard > QUIET:
                 try:
@@ -200,14 +227,19 @@ class Calls:
                     raise self._translated(exc, what) from None
             # Nobody else executes it, should another device get the address meanwhile.
             request.epoch = self.epoch or UNSET
-            reply, buffers = self._exchange(request, timeout, what, parse)
+            reply, received = self._exchange(request, timeout, what, parse, buffers)
             self._heard = 0.0 if reply.error_type in (_STOPPING, _REPLACED) else time.monotonic()
             if reply.error_type != _REPLACED:
-                return reply, buffers
+                return reply, received
         raise ServerLost(f"{what}: other servers answer at the addresses of the device; not executed")
 
     def _exchange(
-        self, request: Request, timeout: float | None, what: str, parse: Callable[[bytes], R]
+        self,
+        request: Request,
+        timeout: float | None,
+        what: str,
+        parse: Callable[[bytes], R],
+        buffers: Sequence[Buffer],
     ) -> tuple[R, list[memoryview]]:
         request_id = request.id = (self.client_id, next(self._numbers))
         wait = self._slice
@@ -215,36 +247,40 @@ class Calls:
             request.timeout = timeout * 1000
             wait = max(1, min(wait, int(request.timeout)))
         frame = request_frame(request)
-        if len(frame) > self.max_request:
-            raise MessageTooLarge(f"{what}: the request has {len(frame)} bytes, the server takes {self.max_request}")
+        size = len(frame) + sum(map(len, buffers)) if buffers else len(frame)
+        if size > self.max_request:
+            raise MessageTooLarge(f"{what}: the request has {size} bytes, the server takes {self.max_request}")
         line: _Line | None = None
         try:
             line = self._check_out()
             started, epoch = time.monotonic(), self.epoch
             if line.wait != wait:
                 line.socket.rcvtimeo = line.wait = wait
-            send_frame(line.socket, frame)
+            if buffers:
+                line.tracked = send_tracked(line.socket, [frame, *buffers])
+            else:
+                send_frame(line.socket, frame)
             try:
                 received = line.socket.recv()
             except zmq.Again:
-                self._wait_on(line, request, _Wait(timeout, started, epoch, what, len(frame)))
+                self._wait_on(line, request, _Wait(timeout, started, epoch, what, size), buffers)
                 received = line.socket.recv()
             reply = parse(received)
             # A server that could not even read the id replies without one.
             if reply.id != request_id and (reply.success or reply.id is not UNSET):
                 raise ProtocolError(f"{what}: the reply of {self.url} belongs to another request")
-            buffers = receive_rest(line.socket) if reply.info is not UNSET else []
+            frames = receive_rest(line.socket) if (reply.info, reply.buffers) != _NO_BUFFERS else []
         except BaseException as exc:
             if line is not None:
-                line.socket.close()
-            self._heard = 0.0
+                line.close()
+            self._heard, self.route = 0.0, self.url
             if isinstance(exc, zmq.ZMQError):
                 raise self._translated(exc, what) from None
             raise
         self._idle.append(line)
         if self._closed:
             self._close_idle()
-        return reply, buffers
+        return reply, frames
 
     def _follow(self, locate: Locate, what: str) -> None:
         """See that the server is where it was, or go to where it is now; before a call, so that none is in doubt.
@@ -256,7 +292,7 @@ class Calls:
         """
         if self._closed or self._forks != _forks:
             return  # the call itself will say so
-        deadline = time.monotonic() + self._liveness
+        deadline = time.monotonic() + self.liveness
         # Another device may have got the url meanwhile.
         known = Entry("", "", "", self.url, epoch=self.epoch) if self.epoch else None
         url = answering(self._context, [self.url], PROBE_TIME, known)
@@ -278,6 +314,7 @@ class Calls:
             logger.info("the server at %s is at %s now", self.url, url)
             self.url = url
             self._close_idle()
+        self.route = self.url
         self._heard = time.monotonic()
 
     def _translated(self, exc: zmq.ZMQError, what: str) -> Exception:
@@ -292,6 +329,11 @@ class Calls:
         if self._locate is not None:
             self._locate.close()
         self._close_idle()
+
+    @property
+    def transport(self) -> str:
+        """How the server is reached: tcp, ipc or inproc."""
+        return self.route.partition(":")[0]
 
     @property
     def closed(self) -> bool:
@@ -309,7 +351,7 @@ class Calls:
             line.socket.close()
 
     def _connect(self) -> _Line:
-        url = self.url
+        url = self.route
         made = client_socket(self._context, zmq.REQ, url)
         made.sndtimeo = self._slice
         return _Line(made, url)
@@ -321,25 +363,25 @@ class Calls:
             raise ClientClosed("this client was made before a fork: make one, with a new context, in each process")
         try:
             line = self._idle.pop()
-            while line.url != self.url:
-                line.socket.close()  # to where the server was before
+            while line.url != self.route:
+                line.socket.close()  # to where the server was before, or not as near
                 line = self._idle.pop()
         except IndexError:
             return self._connect()
         return line
 
-    def _wait_on(self, line: _Line, request: Request, waiting: _Wait) -> None:
+    def _wait_on(self, line: _Line, request: Request, waiting: _Wait, buffers: Sequence[Buffer]) -> None:
         """Go on waiting: ask on a second socket whether the server is alive, and repeat a request that got lost."""
         probe: ZmqSocket | None = None
         try:
             while not line.socket.poll(self._left(waiting, self._slice if probe else 0)):
                 if waiting.seems_lost():
                     # The reply, or the request, went down with a connection. The id makes repeating it safe.
-                    line.socket.close()
+                    line.close()
                     line.socket = self._connect().socket
                     line.wait = -1
                     request.since = waiting.since
-                    line.socket.send(request_frame(request))
+                    line.tracked = send_tracked(line.socket, [request_frame(request), *buffers])
                 probe = probe or self._connect().socket
                 alive = self._is_alive(probe, line.socket, request, waiting)
                 waiting.note(alive.call if alive is not None else "")
@@ -386,7 +428,7 @@ class Calls:
         what = waiting.what
         if probe not in ready:
             self._left(waiting, 0)
-            raise ServerLost(f"{what}: {self.url} has not answered for {self._liveness:g} s; it may have been executed")
+            raise ServerLost(f"{what}: {self.url} has not answered for {self.liveness:g} s; it may have been executed")
         alive = parse_facts(probe.recv())
         # The server's clock showed this at some time before now, so that the call was not sent before:
         waiting.since = str(alive.epoch), alive.clock - (time.monotonic() - waiting.started)

@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from uuid import UUID
 
@@ -63,6 +63,8 @@ def is_instance_of_generic(value: Any, expected: Any) -> bool:
         return any(type(value) is type(arm) and value == arm for arm in args)
     if not isinstance(value, origin) or isinstance(value, (str, bytes)):
         return False
+    if numpy_values.is_array_type(expected):
+        return numpy_values.is_of_type(expected, value)
     if origin is tuple:
         if args[-1:] == (...,):
             return all(is_instance_of_generic(item, args[0]) for item in value)
@@ -127,8 +129,8 @@ def _compile(expected: Any) -> Load:
         return _as_it_is
     if isinstance(expected, tuple):
         return _union(expected, expected)
-    if numpy_values.is_array_type(expected):
-        return _plain_class(expected)
+    if numpy_values.is_array_type(expected) or expected is memoryview:
+        return _array_like(expected)
     try:
         # A type in a Struct is compiled by msgspec once; a bare type is analysed anew at every conversion.
         box: Any = msgspec.defstruct("Box", [("value", expected)], array_like=True)
@@ -144,7 +146,7 @@ def _compile(expected: Any) -> Load:
         except (TypeError, ValueError, OverflowError) as exc:
             first = exc
         try:
-            plain = msgspec.to_builtins(value, enc_hook=_to_plain, builtin_types=_NO_TEXT)
+            plain = msgspec.to_builtins(value, enc_hook=to_plain, builtin_types=_NO_TEXT)
             return msgspec.convert((plain,), box, str_keys=True, dec_hook=_from_plain).value
         except (TypeError, ValueError, OverflowError, RecursionError):
             raise _mismatch(expected, value, str(first)) from first
@@ -234,6 +236,18 @@ def _plain_class(expected: Any) -> Load:
     return load
 
 
+def _array_like(expected: Any) -> Load:
+    make = numpy_values.to_memoryview if expected is memoryview else partial(numpy_values.to_array, expected)
+
+    def load(value: Any) -> Any:
+        try:
+            return make(value)
+        except (TypeError, ValueError) as exc:
+            raise TypeError(f"{_mismatch(expected, value)}: {exc}") from exc
+
+    return load
+
+
 def _as_it_is(value: Any) -> Any:
     return value
 
@@ -266,8 +280,8 @@ def _is_short(value: str | int | float) -> bool:
     return value.bit_length() <= 128 if isinstance(value, int) else len(str(value)) <= 40
 
 
-def _to_plain(value: Any) -> Any:
-    """What msgspec does not know by itself: NumPy scalars, and subclasses of the plain types."""
+def to_plain(value: Any) -> Any:
+    """What msgspec does not know by itself: NumPy's values, and subclasses of the plain types."""
     plain = numpy_values.plain(value)
     if type(plain) is not type(value):
         return plain
@@ -281,6 +295,8 @@ def _from_plain(expected: Any, value: Any) -> Any:
     """What msgspec does not make by itself: NumPy scalars, and instances of classes that it does not know."""
     if is_instance_of_generic(value, expected):
         return value
+    if numpy_values.is_array_type(expected):
+        return numpy_values.to_array(expected, value)
     if numpy_values.is_scalar_type(expected) and isinstance(value, (bool, int, float, str)):
         made = numpy_values.to_scalar(expected, value)
         if made is not None:
@@ -288,7 +304,7 @@ def _from_plain(expected: Any, value: Any) -> Any:
     raise TypeError(f"expected {type_text(expected)}, got {type_text(type(value))}")
 
 
-encode_null = msgspec.json.Encoder(enc_hook=_to_plain).encode
+encode_null = msgspec.json.Encoder(enc_hook=to_plain).encode
 """As encode_json, for values without floats: a non-finite one would become null."""
 
 
@@ -307,7 +323,7 @@ def encode_json(value: Any) -> bytes:
         # msgspec writes a non-finite float as null: where there is a null, the slower way finds out which it was.
         if b"null" not in text:
             return text
-        return json.dumps(msgspec.to_builtins(value, enc_hook=_to_plain, str_keys=True)).encode()
+        return json.dumps(msgspec.to_builtins(value, enc_hook=to_plain, str_keys=True)).encode()
     except RecursionError as exc:
         raise ValueError("the value is nested too deep, or contains itself") from exc
 

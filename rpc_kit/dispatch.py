@@ -18,6 +18,7 @@ from .messages import (
     AnyRequest,
     GetInventory,
     InitSignals,
+    InitStreams,
     Malformed,
     MethodCall,
     Ping,
@@ -57,6 +58,15 @@ class Host(Protocol):
 
     def open_signals(self, version: int) -> dict[str, Any]:
         """Where signals are published, as keys of the reply to INIT_SIGNALS_HANDLING."""
+
+    def open_streams(self) -> dict[str, Any]:
+        """Where streams are asked for, as keys of the reply to INIT_STREAMS."""
+
+    def local_routes(self) -> dict[str, Any]:
+        """Faster ways to this server for clients on the same host, as keys of the inventory."""
+
+    def load(self) -> dict[str, Any]:
+        """What the server gives away at present, as keys of the reply to PING."""
 
     def request_stop(self) -> None:
         """Stop the server after the current reply; raises PermissionError when that is not allowed."""
@@ -102,6 +112,7 @@ class Dispatcher:
             PropertySet: self._property_set,
             GetInventory: self._inventory,
             InitSignals: self._init_signals,
+            InitStreams: self._init_streams,
             Ping: self._ping,
             StopServer: self._stop_server,
             Malformed: self._malformed,
@@ -216,15 +227,19 @@ class Dispatcher:
     def _inventory(self, request: GetInventory) -> Frames:
         inventory = {**self._interface.inventory(), "name": self._host.server_name()}
         if request.id is not UNSET:
-            inventory["max_request"] = self._host.max_request
+            inventory.update(max_request=self._host.max_request, **self._host.local_routes())
         return self._writer.inventory(request, inventory)
 
     def _init_signals(self, request: InitSignals) -> Frames:
         return self._writer.done(request, **self._host.open_signals(1 if request.id is UNSET else 2))
 
+    def _init_streams(self, request: InitStreams) -> Frames:
+        return self._writer.done(request, **self._host.open_streams())
+
     def _ping(self, request: Ping) -> Frames:
         busy, queued = self._host.current_call()
         facts: dict[str, Any] = {"epoch": self._writer.epoch, "busy": busy, "queued": queued}
+        facts.update(self._host.load())
         if request.call is not UNSET:
             facts.update(call=self.journal.state(request.call), clock=self.journal.clock())
         return self._writer.done(request, **facts)
@@ -249,14 +264,12 @@ def member_of(request: AnyRequest) -> str:
 
 
 def _flat(method: Method, payload: Any) -> Buffer:
-    """The payload as bytes; without a copy."""
+    """A view of the payload, without a copy."""
     try:
-        if isinstance(payload, bytes):
-            return payload
         view = memoryview(payload)
-        if getattr(getattr(view.obj, "dtype", None), "hasobject", False):
-            raise TypeError("it holds Python objects")
-        return view.cast("B") if view.nbytes else b""
+        if not view.c_contiguous:
+            raise TypeError("copy it first")
+        return view
     except (TypeError, ValueError) as exc:
         raise SerializationError(
             f"{method.name}(): {type(payload).__name__} is no C-contiguous buffer: {exc}"

@@ -34,7 +34,7 @@ from .sockets import (
     receive_request,
     send_reply,
 )
-from .wire import Frames, parse_request
+from .wire import Frames, ViewSlot, parse_request
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,8 @@ class Endpoint:
         Answers the requests.
     max_request
         Largest size of a request, bytes.
+    view
+        Gives the bytes of a slot in shared memory.
     abandoned
         Called on the standby thread when a method has not ended in time after `stop`, and its caller has been told.
     """
@@ -92,6 +94,7 @@ class Endpoint:
         wake_url: str,
         dispatcher: Dispatcher,
         max_request: int,
+        view: ViewSlot | None = None,
         abandoned: Callable[[], None] = lambda: None,
     ) -> None:
         self._pid = os.getpid()
@@ -99,6 +102,7 @@ class Endpoint:
         self._dispatcher = dispatcher
         self._journal = dispatcher.journal
         self._max_request = max_request
+        self._view = view
         self._own = threading.Lock()
         self._waker = Waker()
         self._signals = Waker(for_signals=True)
@@ -210,7 +214,7 @@ class Endpoint:
 
     def _take(self, envelope: Envelope, frames: Frames) -> Call | None:
         """A request that the device has to answer; None when it needs no device."""
-        request = parse_request(frames, self._max_request)
+        request = parse_request(frames, self._max_request, self._view)
         if not self._dispatcher.is_call(request):
             if type(request) is Malformed and envelope[0].startswith(self._bells):
                 self._send_finished()
@@ -224,7 +228,7 @@ class Endpoint:
                 else:
                     send_reply(self._socket, envelope, reply)
                 return None
-        call = Call(envelope, request, time.monotonic(), len(frames[0]) if frames else 0)
+        call = Call(envelope, request, time.monotonic(), sum(map(len, frames)))
         if self._stopping:
             error = ServerStopping("the server is stopping; nothing was executed")
             send_reply(self._socket, envelope, self._dispatcher.failure(request, error))

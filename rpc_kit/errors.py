@@ -52,6 +52,10 @@ class ReplyLost(RPCError, ConnectionError):
     """The reply got lost, and the server no longer keeps it; the call was executed, or may have been: the text says."""
 
 
+class BufferLost(RPCError, ConnectionError):
+    """What lay in shared memory is no longer there."""
+
+
 class ClientClosed(RPCError, RuntimeError):
     """The client, or the process it was made in, is not usable any more."""
 
@@ -170,7 +174,7 @@ _REBUILT |= {
     f"{kind.__module__}.{kind.__qualname__}": kind
     for kind in (
         ProtocolError, MessageTooLarge, UnknownMember, SerializationError, CallExpired, ServerReplaced, ServerBusy,
-        ServerStopping, ReplyLost, DeviceNotFound, InterfaceError, StoreError,
+        ServerStopping, ReplyLost, BufferLost, DeviceNotFound, InterfaceError, StoreError,
     )
 }  # fmt: skip
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+from .buffers import may_hold_buffers
 from .convert import Load, converter
+from .numpy_values import is_array_type
 from .errors import InterfaceError
 from .methods import MARK, MethodMark
 from .properties import RPCProperty
@@ -17,8 +19,9 @@ from .signals import RPCSignal
 
 RESERVED = frozenset(
     """
-    alive_timeout close context events_lost execute name peer_addr port register_interface register_method_buffer
-    register_method_json register_to_registry registry_addr serve_forever stop_server url uuid
+    alive_timeout close context events_lost execute loan name peer_addr port register_interface
+    register_method_buffer register_method_json register_to_registry registry_addr serve_forever stats stop_server url
+    uuid
     """.split()
 )
 """The public attributes of RPCServer and RPCClient, which share their objects with the members of the interface."""
@@ -30,11 +33,11 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 class Method:
     """A method of an interface, with the converters of its arguments and of its result.
 
-    With `is_buffer` the result is a buffer with an info.
+    With `is_buffer` the result is a buffer with an info; with `carries_buffers` there may be some anywhere in it.
     """
 
     __slots__ = (
-        "name", "function", "mark", "is_buffer", "signature", "load_result", "trailing_defaults", "_loads",
+        "name", "function", "mark", "is_buffer", "carries_buffers", "signature", "load_result", "trailing_defaults", "_loads",
         "_exact", "_positional", "_required",
     )  # fmt: skip
 
@@ -51,6 +54,7 @@ class Method:
             raise InterfaceError(f"{name}: a parameter cannot be called _method_ or _call_")
         self.signature = inspect.signature(function).replace(parameters=parameters)
         self._loads = {each.name: converter(hints.get(each.name, Any)) for each in parameters}
+        self.carries_buffers = may_hold_buffers(hints.get("return", Any))
         self.load_result: Load = converter(hints.get("return", Any))
         plain = [each for each in parameters if each.kind in _POSITIONAL]
         self._required = sum(each.default is each.empty for each in plain)
@@ -139,6 +143,7 @@ class Property:
     name: str
     declared: RPCProperty[Any]
     load: Load
+    carries_buffers: bool
 
     @property
     def notify(self) -> str | None:
@@ -188,6 +193,17 @@ class Interface:
         yield from self.methods
         yield from self.properties
         yield from self.signals
+
+    @cached_property
+    def carries_buffers(self) -> bool:
+        """Whether there may be arrays or buffers in anything that the device gives."""
+        members: list[Method | Property] = [*self.methods.values(), *self.properties.values()]
+        return any(each.carries_buffers for each in members) or bool(self.streamed)
+
+    @cached_property
+    def streamed(self) -> frozenset[str]:
+        """The signals with an array as an argument of its own, which are streams: each client asks for those it wants."""
+        return frozenset(name for name, each in self.signals.items() if any(map(is_array_type, each.arg_types)))
 
     @cached_property
     def hash(self) -> str:
@@ -307,7 +323,8 @@ def _property(cls: type, name: str, declared: RPCProperty[Any]) -> Property:
         raise InterfaceError(f"{cls.__name__}.{name}: its notify signal is not declared on the class")
     if declared.fget is None:
         raise InterfaceError(f"{cls.__name__}.{name}: a property needs a getter")
-    return Property(name, declared, converter(_property_type(declared, name)))
+    expected = _property_type(declared, name)
+    return Property(name, declared, converter(expected), may_hold_buffers(expected))
 
 
 def _property_type(declared: RPCProperty[Any], name: str) -> Any:

@@ -245,6 +245,8 @@ def connect(
     timeout: int = 1000,
     on_error: Literal["raise", "return"] = "raise",
     liveness: float = LIVENESS,
+    codec: Literal["jpeg", "zlib"] | None = None,
+    quality: int = 90,
 ) -> I:
     """A client of the device of that name, wherever it is; it follows the device when that moves.
 
@@ -260,7 +262,7 @@ def connect(
         The interface class; or a client class of it, of which type checkers know `close` and ``with``, too.
     wait : float, default 0
         How long to wait for the device to be registered, s.
-    timeout, on_error, liveness
+    timeout, on_error, liveness, codec, quality
         As of `RPCClient`.
 
     Returns
@@ -290,7 +292,8 @@ def connect(
             registries = RegistryClient(registry, used)
             locate = _Locator(registries, name, liveness / 2)
             url = _address_of(used, registries.wait_for(name, wait) if wait else registries.find(name))
-        return cast(I, made(used, url, timeout, on_error=on_error, liveness=liveness, locate=locate))
+        options: dict[str, Any] = {"on_error": on_error, "liveness": liveness, "codec": codec, "quality": quality}
+        return cast(I, made(used, url, timeout, locate=locate, **options))
     except BaseException:
         if locate is not None:
             locate.close()

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
+
+from .compression import Codec
 
 
 class RPCEvents(StrEnum):
@@ -17,6 +19,7 @@ class RPCEvents(StrEnum):
     GET_INVENTORY = "GET_INVENTORY"
     STOP_SERVER = "STOP_SERVER"
     INIT_SIGNALS_HANDLING = "INIT_SIGNALS_HANDLING"
+    INIT_STREAMS = "INIT_STREAMS"
     EMIT_SIGNAL = "EMIT_SIGNAL"
     PING = "PING"
 
@@ -51,6 +54,35 @@ class Request(Struct, kw_only=True, tag_field="event"):
     epoch: str | UnsetType = UNSET
 
 
+SlotRef = tuple[int, int, int, int, int]
+"""Bytes in shared memory: slot, its generation, where they begin in it, how many they are, ticket (-1: none)."""
+
+
+class BufferHeader(Struct, omit_defaults=True):
+    """Of an array: dtype, shape, and memory order; of other bytes: size; and where they are.
+
+    They lie in a slot of shared memory, or have a frame of their own, which `codec` has compressed.
+    """
+
+    dtype: Any = None
+    shape: list[int] | None = None
+    order: Literal["C", "F"] = "C"
+    size: int | None = None
+    slot: SlotRef | None = None
+    codec: Literal["", "jpeg", "zlib"] = ""
+
+
+class Carrying(Request, kw_only=True):
+    """A request that may bring buffers, or whose reply may.
+
+    `shm` proves that the client maps the shared memory of the server; `codec` is how it wants large buffers compressed.
+    """
+
+    buffers: list[BufferHeader] | UnsetType = UNSET
+    shm: tuple[str, int] | UnsetType = UNSET
+    codec: Codec | UnsetType = UNSET
+
+
 class Params(Struct):
     """Arguments of a method call."""
 
@@ -58,16 +90,16 @@ class Params(Struct):
     kwargs: dict[str, Any] = {}
 
 
-class MethodCall(Request, tag=RPCEvents.METHOD_CALL.value):
+class MethodCall(Carrying, tag=RPCEvents.METHOD_CALL.value):
     method: str
     params: Params = msgspec.field(default_factory=Params)
 
 
-class PropertyGet(Request, tag=RPCEvents.PROPERTY_GET.value):
+class PropertyGet(Carrying, tag=RPCEvents.PROPERTY_GET.value):
     property: str
 
 
-class PropertySet(Request, tag=RPCEvents.PROPERTY_SET.value):
+class PropertySet(Carrying, tag=RPCEvents.PROPERTY_SET.value):
     property: str
     value: Any
 
@@ -80,6 +112,10 @@ class InitSignals(Request, tag=RPCEvents.INIT_SIGNALS_HANDLING.value):
     pass
 
 
+class InitStreams(Request, tag=RPCEvents.INIT_STREAMS.value):
+    pass
+
+
 class StopServer(Request, tag=RPCEvents.STOP_SERVER.value):
     pass
 
@@ -88,6 +124,46 @@ class Ping(Request, tag=RPCEvents.PING.value):
     """Alive? With `call`, also what became of that call."""
 
     call: RequestId | UnsetType = UNSET
+
+
+Policy = Literal["all", "latest", "every"]
+"""Which events of a stream are wanted: all of them; at each time the newest; or every so many."""
+
+
+class OpenStream(Struct, kw_only=True, tag_field="event", tag="STREAM"):
+    """The first message on a connection for a stream: what is wanted, and how many events may be sent already.
+
+    With the policy ``every`` each so many are wanted; `shm` and `codec` are as of a request.
+    """
+
+    signal: str
+    policy: Policy = "all"
+    every: Annotated[int, msgspec.Meta(ge=1)] = 1
+    credit: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    shm: tuple[str, int] | UnsetType = UNSET
+    codec: Codec | UnsetType = UNSET
+
+
+class NextOfStream(Struct, tag_field="event", tag="STREAM_NEXT"):
+    """So many more events may be sent; none is a question whether the stream is alive."""
+
+    credit: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+
+
+class StreamEvent(Struct, omit_defaults=True):
+    """A message of a stream; without `args` a sign of life, with `error` the end.
+
+    `seq` counts the events of the signal, `time` is in Unix seconds, `dropped` counts what was wanted and not sent.
+    """
+
+    epoch: str
+    seq: int = 0
+    time: float = 0.0
+    dropped: int = 0
+    args: list[Any] | UnsetType = UNSET
+    buffers: list[BufferHeader] | UnsetType = UNSET
+    error: str = ""
+    error_type: str = ""
 
 
 Scalar = str | int | float | bool | None
@@ -206,6 +282,7 @@ class Reply(Struct):
     result: Any = UNSET
     value: Any = UNSET
     info: dict[str, Any] | UnsetType = UNSET
+    buffers: list[BufferHeader] | UnsetType = UNSET
     error: str = ""
     error_type: str = ""
     traceback: str = ""
@@ -220,6 +297,10 @@ class Facts(Reply):
     queued: int = 0
     event_port: int | UnsetType = UNSET
     event_url: str | UnsetType = UNSET
+    stream_port: int | UnsetType = UNSET
+    stream_url: str | UnsetType = UNSET
+    shm: dict[str, Any] | UnsetType = UNSET
+    ipc: str | UnsetType = UNSET
     json_methods: dict[str, int | None] | UnsetType = UNSET
     buffer_methods: dict[str, int | None] | UnsetType = UNSET
     signals: list[str] | UnsetType = UNSET
@@ -235,6 +316,7 @@ class SignalEvent(Struct):
     seq: int
     time: float
     args: list[Any]
+    buffers: list[BufferHeader] | UnsetType = UNSET
 
 
 class Subscribed(Struct):

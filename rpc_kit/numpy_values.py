@@ -4,7 +4,10 @@ NumPy takes half of the time and memory that a program with a client or a server
 """
 
 import sys
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
+
+LONGEST_LIST = 1 << 20
+"""Where a whole array has to be a list, it has at most so many items."""
 
 
 def is_array(value: object) -> bool:
@@ -14,9 +17,64 @@ def is_array(value: object) -> bool:
 
 
 def is_array_type(expected: Any) -> bool:
-    """Whether an annotation means an array of a certain kind, such as ``NDArray[np.uint8]``."""
+    """Whether an annotation means an array: ``np.ndarray``, or one of a certain kind, such as ``NDArray[np.uint8]``."""
     numpy = _numpy()
-    return numpy is not None and get_origin(expected) is numpy.ndarray
+    return numpy is not None and (expected is numpy.ndarray or get_origin(expected) is numpy.ndarray)
+
+
+def is_of_type(expected: Any, array: Any) -> bool:
+    """Whether an array has the dtype of an annotation."""
+    kind = _scalar_type(expected)
+    return kind is None or issubclass(array.dtype.type, kind)
+
+
+def to_array(expected: Any, value: Any) -> Any:
+    """An array as it is annotated: itself, one of a wider dtype, or one made of a list.
+
+    Raises
+    ------
+    TypeError
+        When that cannot be done without loss.
+    """
+    numpy = _numpy()
+    if isinstance(value, (list, tuple)):
+        made = numpy.asarray(value)
+        if made.dtype.hasobject:
+            raise TypeError("the list is no array of numbers or text")
+    elif isinstance(value, (numpy.ndarray, memoryview)):
+        made = numpy.asanyarray(value)
+    else:
+        raise TypeError("it is no array")
+    if is_of_type(expected, made):
+        return made
+    kind = _scalar_type(expected)
+    if kind not in numpy.sctypeDict.values():
+        raise TypeError(f"its dtype is {made.dtype}")
+    with numpy.errstate(all="ignore"):
+        cast = made.astype(kind)
+    # Numbers of a list have no width of their own, only values.
+    fits = made is not value and made.dtype.kind in "iu" and numpy.array_equal(cast, made)
+    if not fits and not numpy.can_cast(made.dtype, kind, "safe"):
+        raise TypeError(f"its dtype is {made.dtype}")
+    return cast
+
+
+def to_memoryview(value: Any) -> memoryview:
+    """A buffer, or the bytes of an array, as a memoryview; without a copy when that is contiguous.
+
+    Raises
+    ------
+    TypeError
+        When it is neither.
+    """
+    return memoryview(_numpy().ascontiguousarray(value) if is_array(value) else value)
+
+
+def _scalar_type(expected: Any) -> Any:
+    """The class of the items in an annotation; None when it leaves that open."""
+    dtype = (get_args(expected) or (None,))[-1]
+    kind = (get_args(dtype) or (None,))[0]
+    return kind if isinstance(kind, type) else None
 
 
 def same_arrays(one: object, other: object) -> bool:
@@ -32,9 +90,23 @@ def is_scalar_type(expected: Any) -> bool:
 
 
 def plain(value: object) -> Any:
-    """A NumPy scalar as Python's own; every other value as it is."""
+    """A NumPy scalar as Python's own, an array as lists; every other value as it is.
+
+    Raises
+    ------
+    TypeError
+        When an array is too large for lists, or holds what JSON does not have.
+    """
     numpy = _numpy()
-    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
+    if numpy is None or not isinstance(value, (numpy.generic, numpy.ndarray)):
+        return value
+    if isinstance(value, numpy.ndarray):
+        if value.dtype.kind not in "biufU" or value.size > LONGEST_LIST:
+            raise TypeError(
+                f"an array of {value.size} {value.dtype} is not sent as a list: use a client of protocol version 2"
+            )
+        return value.tolist()
+    return value.item()
 
 
 def to_scalar(expected: Any, value: bool | int | float | str) -> Any:

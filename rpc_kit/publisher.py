@@ -11,16 +11,14 @@ import zmq
 from .addresses import Address
 from .messages import SignalEvent, Subscribed
 from .signals import BoundSignal
-from .sockets import Waker, Watch, ZmqContext, ZmqSocket, bind_also, readable, send_frame, server_socket
+from .sockets import Waker, Watch, ZmqContext, ZmqSocket, readable, send_frame, server_socket_beside
+from .stream_sender import StreamSender
 from .wire import Frames, confirmation_frames, event_frames, event_frames_v1
 
 logger = logging.getLogger(__name__)
 
 ROUND = 100
 """So many subscriptions are looked at before an event may be published."""
-
-PORT_ATTEMPTS = 20
-"""So many ports are tried until one is free on all hosts of a server."""
 
 _SUBSCRIBED = 1
 
@@ -32,12 +30,16 @@ class Publisher:
     ----------
     address
         The bound address of the server; signals go out on other ports of the same host.
-    further
-        Hosts where the server is bound as well.
     epoch
         Random id of the server run.
     signals
         The signals of the device, by name.
+    streams
+        Gives the events to those who read a stream of them.
+    streamed
+        Names of the signals that are published in this way only.
+    further
+        Hosts where the server is bound as well.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class Publisher:
         address: Address,
         epoch: str,
         signals: dict[str, BoundSignal],
+        streams: StreamSender,
+        streamed: frozenset[str],
         further: Sequence[Address] = (),
     ) -> None:
         self._context = context
@@ -53,6 +57,7 @@ class Publisher:
         self._further = further
         self._epoch = epoch
         self._signals = signals
+        self._streams, self._streamed = streams, streamed
         # A signal may be emitted by a listener of another one, and a collected socket may log: hence reentrant.
         self._lock = threading.RLock()
         self._closed = False
@@ -79,9 +84,11 @@ class Publisher:
                 raise RuntimeError("the server is closed")
             if version == 1 and self._plain is None:
                 host = self._address if self._address.transport == "tcp" else Address("tcp", "127.0.0.1")
-                self._plain = self._bound(zmq.PUB, host.with_port(0))
+                self._plain = server_socket_beside(self._context, zmq.PUB, host, self._further, "signals")
             elif version == 2 and self._events is None:
-                self._open_events()
+                self._events = server_socket_beside(self._context, zmq.XPUB, self._address, self._further, "events")
+                # Each subscription is passed up, also one that a client repeats after its connection broke.
+                self._events[0].setsockopt(zmq.XPUB_VERBOSE, 1)
             self._be_watched()
             if version == 1:
                 assert self._plain is not None
@@ -106,30 +113,6 @@ class Publisher:
             if opened is not None:
                 opened[0].close()
 
-    def _open_events(self) -> None:
-        if self._address.transport == "tcp":
-            wanted = self._address.with_port(0)
-        else:
-            wanted = self._address.with_host(f"{self._address.host}.events")
-        self._events = self._bound(zmq.XPUB, wanted)
-        # Each subscription is passed up, also one that a client repeats after its connection broke.
-        self._events[0].setsockopt(zmq.XPUB_VERBOSE, 1)
-
-    def _bound(self, kind: int, address: Address) -> tuple[ZmqSocket, Address]:
-        """A socket that is bound on all hosts of the server, at the same port: clients know the host already."""
-        for attempt in range(PORT_ATTEMPTS):
-            made, bound = server_socket(self._context, kind, address)
-            try:
-                for each in self._further:
-                    bind_also(made, each.with_port(bound.port or 0))
-            except OSError:
-                made.close()
-                if attempt == PORT_ATTEMPTS - 1:
-                    raise
-            else:
-                return made, bound
-        raise AssertionError
-
     def _be_watched(self) -> None:
         if self._greeter.ident is None:
             self._greeter.start()
@@ -147,15 +130,24 @@ class Publisher:
             if self._closed:
                 return
             seq = self._seqs[name] + 1
-            if self._events is not None:
+            if self._events is not None and name not in self._streamed:
                 event = SignalEvent(self._epoch, seq, time.time(), list(args))
                 self._send(self._events[0], event_frames(name, event))
             if self._plain is not None:
-                self._send(self._plain[0], event_frames_v1(name, args))
+                self._publish_plain(self._plain[0], name, args)
             self._seqs[name] = seq
             # The send may have swallowed what the greeter waits for.
             if self._events is not None and readable(self._events[0]):
                 self._waker.wake()
+        self._streams.publish(name, args)
+
+    def _publish_plain(self, socket: ZmqSocket, name: str, args: tuple[Any, ...]) -> None:
+        try:
+            self._send(socket, event_frames_v1(name, args))
+        except (TypeError, ValueError) as exc:
+            if name not in self._streamed:
+                raise
+            logger.debug("signal %s is not sent to clients of protocol version 1: %s", name, exc)
 
     def _send(self, socket: ZmqSocket, frames: Frames) -> None:
         # Never blocks: a subscriber whose backlog is full loses the event, and sees the gap in the numbers.

@@ -8,6 +8,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, Self, cast
 
@@ -24,8 +25,10 @@ from .messages import Registration, Scalar
 from .process import shorter_switch_interval, stopped_by_signals
 from .publisher import Publisher, bound_signals
 from .registrar import Member, Registrar
-from .sockets import DRAIN_TIME, HARD_LIMIT, ZmqContext, bind_also, check_context, server_socket
+from .sockets import DRAIN_TIME, HARD_LIMIT, ZmqContext, bind_also, bind_beside, check_context, server_socket
+from .stream_sender import StreamSender
 from .systemd import Notifier
+from .transfer import ServerTransfer, default_limit
 from .wire import ReplyWriter
 
 logger = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ class ServerEngine:
         urls: Sequence[str],
         remote_stop: bool,
         max_request: int,
+        shared_memory: int,
         control: Mapping[type, Handler],
     ) -> None:
         self.context = context
@@ -73,19 +77,26 @@ class ServerEngine:
         wanted = [Address.parse(url) for url in urls]
         if not wanted or (len(wanted) > 1 and any(each.transport != "tcp" or each.is_wildcard for each in wanted)):
             raise ValueError(f"a server listens at one url, or at tcp urls of several hosts, not at {', '.join(urls)}")
+        self.transfer = ServerTransfer(shared_memory if self.interface.carries_buffers else 0)
         self._socket, self.address = server_socket(context, zmq.ROUTER, wanted[0])
         try:
+            self._beside = bind_beside(self._socket, self.address)
             self.further = [
                 bind_also(self._socket, each if each.port else each.with_port(self.address.port or 0))
                 for each in wanted[1:]
             ]
             self._socket.bind(wake_url)
+            signals = bound_signals(device, self.interface.signals)
+            self.streams = StreamSender(context, self.address, epoch, list(signals), self.transfer, self.further)
             self.publisher = Publisher(
-                context, self.address, epoch, bound_signals(device, self.interface.signals), self.further
+                context, self.address, epoch, signals, self.streams, self.interface.streamed, self.further
             )
             # By a proxy, so that a device that nobody holds any more is finalized at once, before its sockets.
-            dispatcher = Dispatcher(weakref.proxy(device), self.interface, self, ReplyWriter(epoch), control)
-            self.endpoint = Endpoint(self._socket, wake_url, dispatcher, max_request, self._abandoned)
+            writer = ReplyWriter(epoch, self.transfer.load)
+            dispatcher = Dispatcher(weakref.proxy(device), self.interface, self, writer, control)
+            self.endpoint = Endpoint(
+                self._socket, wake_url, dispatcher, max_request, self.transfer.view, self._abandoned
+            )
         except BaseException:
             self._socket.close()
             raise
@@ -98,6 +109,25 @@ class ServerEngine:
     def open_signals(self, version: int) -> dict[str, Any]:
         """Where signals are published."""
         return self.publisher.open(version)
+
+    def open_streams(self) -> dict[str, Any]:
+        """Where streams are asked for."""
+        return self.streams.open()
+
+    def local_routes(self) -> dict[str, Any]:
+        """Faster ways for clients on the same host."""
+        routes: dict[str, Any] = {}
+        if self._beside is not None:
+            routes["ipc"] = str(self._beside)
+        if (shared := self.transfer.describe()) is not None:
+            routes["shm"] = shared
+        return routes
+
+    def load(self) -> dict[str, Any]:
+        """Shared memory and streams that are in use."""
+        usage = self.transfer.usage()
+        facts = {"shm": None if usage is None else asdict(usage), "streams": self.streams.readers()}
+        return {key: value for key, value in facts.items() if value}
 
     def current_call(self) -> tuple[dict[str, Any] | None, int]:
         """The running call, and how many are queued."""
@@ -225,13 +255,20 @@ class ServerEngine:
     def _status(self) -> str:
         name = self.server_name()
         registered = "" if self.member is None or self.member.uuid else ", not registered"
-        return f"{name} at {self.address}{registered}; {self.endpoint.status()}"
+        usage = self.transfer.usage()
+        shared = "" if usage is None else f"; shared memory: {usage}"
+        streams = self.streams.readers()
+        dropped = sum(each["dropped"] for each in streams)
+        read = f"; streams: {len(streams)}, {dropped} dropped" if streams else ""
+        return f"{name} at {self.address}{registered}; {self.endpoint.status()}{shared}{read}"
 
     def _close(self) -> None:
         self._leave()
         self.publisher.close()
+        self.streams.close()
         self.endpoint.close()
         self._socket.close(linger=DRAIN_TIME)
+        self.transfer.close()
         self.finished.set()
 
     def _is_healthy(self) -> bool:
@@ -262,6 +299,9 @@ class RPCServer:
         Whether clients may stop the server.
     max_request : int, default 64 MiB
         Larger requests are refused, bytes; from 256 MiB on by closing the connection.
+    shared_memory : int, optional
+        Most of it that arrays may take for clients on the same host, bytes; 0 for none. Else 512 MiB, or a quarter of
+        /dev/shm if that is less. What is taken depends on the largest arrays, and on how many are in use at a time.
 
     Raises
     ------
@@ -285,13 +325,17 @@ class RPCServer:
         *,
         remote_stop: bool = True,
         max_request: int = MAX_REQUEST,
+        shared_memory: int | None = None,
     ) -> None:
         check_context(context)
         if not 0 < max_request <= HARD_LIMIT:
             raise ValueError(f"max_request is a number of bytes up to {HARD_LIMIT}, not {max_request}")
+        limit = default_limit() if shared_memory is None else shared_memory
+        if limit < 0:
+            raise ValueError(f"shared_memory is a number of bytes, 0 for none, not {shared_memory}")
         self._alive_timeout = _checked_lease(alive_timeout)
         urls: list[Any] = [*url] if isinstance(url, (list, tuple)) else [url]
-        self._rpc = ServerEngine(self, context, urls, remote_stop, max_request, self._control_handlers())
+        self._rpc = ServerEngine(self, context, urls, remote_stop, max_request, limit, self._control_handlers())
         super().__init__()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -402,6 +446,33 @@ class RPCServer:
         asked = self._rpc.registration(type_, name, overwrite, metadata or {})
         asked.alive_timeout = self._alive_timeout
         return self._rpc.register(urls, asked, self._alive_timeout, max_missed)
+
+    def loan(self, shape: int | Sequence[int], dtype: Any = "uint8") -> Any:
+        """An array to write a frame into, which then travels without a copy when it is returned or emitted.
+
+        It lies in shared memory if there is room, else in ordinary memory. It is read-only once it was sent; take
+        another one for the next frame. One that is forgotten is given back.
+
+        Parameters
+        ----------
+        shape : int or sequence of int
+        dtype : data type, default uint8
+
+        Returns
+        -------
+        ndarray
+            Not initialised.
+
+        Raises
+        ------
+        TypeError
+            When the dtype is one of Python objects.
+        """
+        return self._rpc.transfer.loan(shape, dtype)
+
+    def stats(self) -> dict[str, Any]:
+        """Who is served: `shm`, the shared memory in use, and `streams`, with what was sent to and dropped for each."""
+        return self._rpc.load()
 
     def serve_forever(self, switch_interval: float | None = SWITCH_INTERVAL) -> None:
         """Serve on the calling thread, on which all methods of the device run, until the server is stopped.

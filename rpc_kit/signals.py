@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from threading import Lock
-from typing import Any
+from typing import Any, Literal, Protocol, Self
 from weakref import WeakMethod
 
 from .convert import Load, converter, is_instance_of_generic
@@ -11,6 +11,42 @@ from .convert import Load, converter, is_instance_of_generic
 logger = logging.getLogger(__name__)
 
 Listener = Callable[..., object]
+
+
+Policy = Literal["all", "latest", "every"]
+
+
+class SignalStream(Protocol):
+    """Events of a signal, one after the other.
+
+    Attributes
+    ----------
+    received : int
+        Events that were given.
+    dropped : int
+        Events that were wanted, but not given: with "latest" those between the ones that were.
+    """
+
+    received: int
+    dropped: int
+
+    def __iter__(self) -> Self: ...
+
+    def __next__(self) -> Any: ...
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> Any: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+    def close(self) -> None:
+        """End the stream, also one that another thread waits for; idempotent."""
+
+
+OpenStream = Callable[[Policy, int, float | None], SignalStream]
 
 
 class BoundSignal:
@@ -29,6 +65,8 @@ class BoundSignal:
         self.connections: list[Listener | WeakMethod[Any]] = []
         self._lock = Lock()
         self._publish: Callable[[tuple[Any, ...]], None] | None = None
+        self._open_stream: OpenStream | None = None
+        self._listened: Callable[[], None] | None = None
 
     def connect(self, conn: Listener | WeakMethod[Any]) -> None:
         """Call `conn` at every emission; connecting it again changes nothing.
@@ -49,6 +87,8 @@ class BoundSignal:
             if conn not in self.connections:
                 # A new list, so that an emission under way in another thread is not disturbed.
                 self.connections = [*self.connections, conn]
+        if self._listened is not None:
+            self._listened()
 
     def disconnect(self, conn: Listener | WeakMethod[Any] | None = None) -> None:
         """Forget `conn`, or every connection when it is None.
@@ -112,6 +152,58 @@ class BoundSignal:
             if not is_instance_of_generic(arg, expected):
                 raise TypeError(f"signal {self.name}: argument {number} must be {expected}, got {type(arg).__name__}")
         return args
+
+    def stream(
+        self, policy: Policy = "latest", *, every: int = 1, timeout: float | None = None
+    ) -> SignalStream:
+        """The events from now on, one after the other: ``for frame in camera.frames.stream():``.
+
+        Each gives the argument of the signal, or a tuple when it has several. A slow reader holds up neither the
+        device nor other readers.
+
+        Parameters
+        ----------
+        policy : {"latest", "all", "every"}, default "latest"
+            At each time the newest event, which is given once; all events in their order, as long as the reader does
+            not lag behind by too many; or each `every`-th one.
+        every : int, default 1
+            Of the policy "every".
+        timeout : float, optional
+            How long to wait for an event, s; None for as long as the server lives.
+
+        Returns
+        -------
+        SignalStream
+            Also for ``async for``; to be closed by `close`, by leaving its ``with`` block, or when forgotten.
+
+        Raises
+        ------
+        RuntimeError
+            When this is not the signal of a client.
+        ValueError
+            When the policy is none.
+        RPCError
+            When the server does not open the stream.
+        """
+        if self._open_stream is None:
+            raise RuntimeError(f"the signal {self.name} is here: connect to it; a client of the device streams it")
+        if policy not in ("all", "latest", "every"):
+            raise ValueError(f"a policy is 'latest', 'all' or 'every', not {policy!r}")
+        if type(every) is not int or every < 1 or (every > 1 and policy != "every"):
+            raise ValueError(f"every is a positive int, used with the policy 'every'; got {every!r} with {policy!r}")
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout is a positive number of seconds or None, not {timeout!r}")
+        return self._open_stream(policy, every, timeout)
+
+    def stream_by(self, opener: OpenStream, listened: Callable[[], None] | None) -> None:
+        """Set how a client opens streams of the signal, and what it does when a listener was connected."""
+        self._open_stream = opener
+        self._listened = listened
+
+    @property
+    def has_listeners(self) -> bool:
+        """Whether any connection is to something that is alive."""
+        return bool(self._alive())
 
     def publish_to(self, hook: Callable[[tuple[Any, ...]], None] | None) -> None:
         """Set the one hook that carries events to remote clients; None removes it."""

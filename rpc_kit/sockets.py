@@ -1,6 +1,7 @@
 """The only maker of ZeroMQ sockets, and how messages go through them frame by frame."""
 
 import contextlib
+import logging
 import os
 import random
 import secrets
@@ -15,6 +16,8 @@ import zmq.backend
 from .addresses import RANDOM_PORTS, Address
 from .wire import MAX_FRAMES, Buffer, Frames
 
+logger = logging.getLogger(__name__)
+
 ZmqContext = zmq.Context[zmq.Socket[bytes]]
 ZmqSocket = zmq.Socket[bytes]
 
@@ -28,6 +31,8 @@ LONGEST_TOPIC = 1024
 """Longest message that a subscriber may send, bytes."""
 EVENT_BACKLOG = 20_000
 """Events kept for a subscriber that reads slowly."""
+PORT_ATTEMPTS = 20
+"""So many ports are tried until one is free on all hosts of a server."""
 DRAIN_TIME = 500
 """How long replies under way may take after the server has closed its socket, ms."""
 
@@ -80,6 +85,57 @@ def server_socket(context: ZmqContext, kind: int, address: Address) -> tuple[Zmq
     except BaseException:
         made.close()
         raise
+
+
+def server_socket_beside(
+    context: ZmqContext, kind: int, server: Address, further: Sequence[Address], what: str
+) -> tuple[ZmqSocket, Address]:
+    """A further socket of a server, bound on all its hosts at one port: clients know the host already.
+
+    Parameters
+    ----------
+    server, further
+        Where the server is bound.
+    what
+        Ends the name of an ipc or inproc address.
+
+    Raises
+    ------
+    OSError
+        When no port can be bound.
+    """
+    if server.transport != "tcp":
+        return server_socket(context, kind, server.with_host(f"{server.host}.{what}"))
+    for attempt in range(PORT_ATTEMPTS):
+        made, bound = server_socket(context, kind, server.with_port(0))
+        try:
+            for each in further:
+                bind_also(made, each.with_port(bound.port or 0))
+        except OSError:
+            made.close()
+            if attempt == PORT_ATTEMPTS - 1:
+                raise
+        else:
+            return made, bound
+    raise AssertionError
+
+
+def bind_beside(made: ZmqSocket, address: Address) -> Address | None:
+    """Bind a server's socket to ipc as well, for clients on the same host; None when it is not possible."""
+    beside = address.beside
+    if beside is None:
+        return None
+    try:
+        return _bind(made, beside)
+    except OSError as exc:
+        logger.debug("clients on this host use tcp: %s", exc)
+        return None
+
+
+def nearest(address: Address) -> Address:
+    """The ipc address of a server if it listens on this host, else that which is given."""
+    beside = address.beside
+    return beside if beside is not None and beside.is_here else address
 
 
 def bind_also(made: ZmqSocket, address: Address) -> Address:
@@ -190,14 +246,28 @@ def send_reply(router: ZmqSocket, envelope: Envelope, frames: Sequence[Buffer]) 
     for part in envelope:
         send_frame(router, part, _MORE)
     for frame in frames[:-1]:
-        send_frame(router, frame, _MORE)
-    last = frames[-1]
-    if len(last) < ZERO_COPY:
-        send_frame(router, last)
+        _send_fixed(router, frame, _MORE)
+    _send_fixed(router, frames[-1], 0)
+
+
+def _send_fixed(made: ZmqSocket, frame: Buffer, flags: int) -> None:
+    # Without a copy only when it pays; then nobody may change it any more, see transfer.keep().
+    if len(frame) < ZERO_COPY:
+        send_frame(made, frame, flags)
     else:
-        # Without a copy only when nobody can change it any more.
-        fixed = isinstance(last, bytes) or (isinstance(last, memoryview) and last.readonly)
-        send_frame(router, last if fixed else bytes(last), 0, False)
+        send_frame(made, frame, flags, False)
+
+
+def send_tracked(made: ZmqSocket, frames: Sequence[Buffer]) -> list[zmq.MessageTracker]:
+    """Send a request; what libzmq reads from its owner's memory may be written to again when these are done."""
+    trackers = []
+    for number, frame in enumerate(frames, 1):
+        flags = _MORE if number < len(frames) else 0
+        if len(frame) < ZERO_COPY:
+            send_frame(made, frame, flags)
+        else:
+            trackers.append(made.send(frame, flags, copy=False, track=True))
+    return trackers
 
 
 def receive_rest(made: ZmqSocket) -> list[memoryview]:

@@ -1,14 +1,15 @@
 """Frames to messages and back (docs/wire.md). No sockets, no state."""
 
 import operator
-from collections.abc import Sequence
-from functools import reduce
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from . import messages
+from .buffers import MOST_BUFFERS, Part, holds_buffers, put_back, receive, take_out
 from .convert import decode_json, encode_json, encode_null
 from .errors import (
     MessageTooLarge,
@@ -21,15 +22,22 @@ from .errors import (
 )
 from .messages import (
     AnyRequest,
+    BufferHeader,
+    Carrying,
     EventType,
     Facts,
     Malformed,
     MethodCall,
+    NextOfStream,
+    OpenStream,
+    Params,
     Reply,
     Request,
     RequestId,
     RPCEvents,
     SignalEvent,
+    SlotRef,
+    StreamEvent,
     Subscribed,
 )
 
@@ -37,7 +45,9 @@ Buffer = bytes | bytearray | memoryview
 Frames = list[Buffer]
 T = TypeVar("T")
 
-MAX_FRAMES = 64
+ViewSlot = Callable[[tuple[str, int] | UnsetType, SlotRef], Any]
+
+MAX_FRAMES = 1 + MOST_BUFFERS
 """More frames than this in one request are not even kept for the error reply."""
 
 _requests: "msgspec.json.Decoder[Request]" = msgspec.json.Decoder(
@@ -45,7 +55,7 @@ _requests: "msgspec.json.Decoder[Request]" = msgspec.json.Decoder(
         operator.or_,
         (
             MethodCall, messages.PropertyGet, messages.PropertySet, messages.GetInventory, messages.InitSignals,
-            messages.StopServer, messages.Ping, messages.Register, messages.Unregister, messages.CheckAlive,
+            messages.InitStreams, messages.StopServer, messages.Ping, messages.Register, messages.Unregister, messages.CheckAlive,
             messages.Renew,
         ),
     )
@@ -57,26 +67,38 @@ _EVENTS = {*map(str, RPCEvents), *map(str, EventType)}
 _replies = msgspec.json.Decoder(Reply)
 _facts = msgspec.json.Decoder(Facts)
 _events = msgspec.json.Decoder(SignalEvent)
+_stream_requests: "msgspec.json.Decoder[OpenStream | NextOfStream]" = msgspec.json.Decoder(OpenStream | NextOfStream)
+_stream_events = msgspec.json.Decoder(StreamEvent)
 _subscribed = msgspec.json.Decoder(Subscribed)
 _registry_replies = msgspec.json.Decoder(dict[str, Any])
 _STORE_ERROR = type_name(StoreError())
 _anything = msgspec.json.Decoder()
 
 
-def parse_request(frames: Sequence[Buffer], limit: int) -> AnyRequest:
+def parse_request(frames: Sequence[Buffer], limit: int, view: ViewSlot | None = None) -> AnyRequest:
     """The request that the frames hold, or a Malformed with the error to reply; never raises.
 
     Parameters
     ----------
     limit
         The largest size of a request, bytes over all frames.
+    view
+        Gives the bytes of a slot in shared memory to a client with that proof; None without shared memory.
     """
-    if len(frames) != 1:
-        number = f"more than {MAX_FRAMES}" if len(frames) > MAX_FRAMES else len(frames)
-        return Malformed(ProtocolError(f"a request is one frame of JSON, got {number} frames"))
+    if not 0 < len(frames) <= MAX_FRAMES:
+        number = f"more than {MAX_FRAMES}" if frames else "no"
+        return Malformed(ProtocolError(f"a request is one frame of JSON and its buffers, got {number} frames"))
     body = frames[0]
-    if len(body) > limit:
-        return Malformed(MessageTooLarge(f"the request has {len(body)} bytes, the limit is {limit}"))
+    size = len(body) if len(frames) == 1 else sum(map(len, frames))
+    if size > limit:
+        return Malformed(MessageTooLarge(f"the request has {size} bytes, the limit is {limit}"))
+    request = _parse_body(body)
+    if len(frames) > 1 or (isinstance(request, Carrying) and request.buffers is not UNSET):
+        return _with_buffers(request, frames[1:], view)
+    return request
+
+
+def _parse_body(body: Buffer) -> AnyRequest:
     try:
         return _requests.decode(body)
     except Exception:
@@ -86,6 +108,25 @@ def parse_request(frames: Sequence[Buffer], limit: int) -> AnyRequest:
         return request
     except Exception as exc:
         return _malformed(body, exc)
+
+
+def _with_buffers(request: AnyRequest, frames: Sequence[Buffer], view: ViewSlot | None) -> AnyRequest:
+    """The request with its arrays and buffers in their places."""
+    if isinstance(request, Malformed):
+        return request
+    try:
+        if not isinstance(request, Carrying) or request.buffers is UNSET:
+            raise ProtocolError(f"the request is one frame of JSON, got {1 + len(frames)} frames")
+        proof = request.shm
+        found = receive(request.buffers, frames, None if view is None else partial(view, proof))
+        if isinstance(request, MethodCall):
+            request.params.args = put_back(request.params.args, found)
+            request.params.kwargs = put_back(request.params.kwargs, found)
+        elif isinstance(request, messages.PropertySet):
+            request.value = put_back(request.value, found)
+        return request
+    except Exception as exc:
+        return Malformed(exc, str(request.__struct_config__.tag), request.id)
 
 
 def _malformed(body: Buffer, exc: Exception) -> Malformed:
@@ -121,7 +162,7 @@ def _malformed(body: Buffer, exc: Exception) -> Malformed:
 
 
 def request_frame(request: Request) -> bytes:
-    """The one frame of a request.
+    """The JSON frame of a request; its only one, unless `take_buffers` has taken others out of it.
 
     Raises
     ------
@@ -135,6 +176,29 @@ def request_frame(request: Request) -> bytes:
         raise SerializationError(f"{_member(request)}: {_culprit(request)}{exc}") from exc
 
 
+def take_buffers(request: Request) -> list[Part]:
+    """The arrays and buffers of a request, which then has references in their places; none of most requests.
+
+    Raises
+    ------
+    SerializationError
+        When one of them cannot be sent; names the member.
+    """
+    try:
+        if isinstance(request, MethodCall):
+            params = request.params
+            if holds_buffers(params.args) or holds_buffers(params.kwargs):
+                (args, kwargs), parts = take_out((params.args, params.kwargs))
+                request.params = Params(args, kwargs)
+                return parts
+        elif isinstance(request, messages.PropertySet) and holds_buffers(request.value):
+            request.value, parts = take_out(request.value)
+            return parts
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise SerializationError(f"{_member(request)}: {_culprit(request)}{exc}") from exc
+    return []
+
+
 def _member(request: Request) -> str:
     return getattr(request, "method", "") or getattr(request, "property", "") or type(request).__name__
 
@@ -146,8 +210,8 @@ def _culprit(request: Request) -> str:
     named = [(f"{number}", arg) for number, arg in enumerate(request.params.args, 1)]
     for name, arg in named + [(repr(key), arg) for key, arg in request.params.kwargs.items()]:
         try:
-            encode_json(arg)
-        except (TypeError, ValueError):
+            encode_json(take_out(arg)[0])
+        except (TypeError, ValueError, RecursionError):
             return f"argument {name}: "
     return ""
 
@@ -157,6 +221,7 @@ class _MethodResult(Struct):
     result: Any
     id: Any = UNSET
     epoch: str | UnsetType = UNSET
+    buffers: list[BufferHeader] | UnsetType = UNSET
 
 
 class _PropertyValue(Struct):
@@ -164,6 +229,16 @@ class _PropertyValue(Struct):
     value: Any
     id: Any = UNSET
     epoch: str | UnsetType = UNSET
+    buffers: list[BufferHeader] | UnsetType = UNSET
+
+
+Load = Callable[[Carrying, Sequence[Part]], tuple[list[BufferHeader], Frames]]
+"""Decides how the buffers of a reply travel: their headers, and the frames of those that need one."""
+
+
+def as_frames(request: Carrying, parts: Sequence[Part]) -> tuple[list[BufferHeader], Frames]:
+    """Each buffer in a frame of its own."""
+    return [part.header for part in parts], [bytes(part.data) for part in parts]
 
 
 class ReplyWriter:
@@ -173,28 +248,48 @@ class ReplyWriter:
     ----------
     epoch
         Random id of the server run.
+    load
+        Decides how buffers travel.
     """
 
-    def __init__(self, epoch: str) -> None:
+    def __init__(self, epoch: str, load: Load = as_frames) -> None:
         self.epoch = epoch
+        self._load = load
 
     def result(self, request: MethodCall, value: Any) -> Frames:
         """Success of a JSON method; raises TypeError or ValueError when `value` cannot be sent."""
-        reply = _MethodResult(True, value, request.id, UNSET if request.id is UNSET else self.epoch)
+        if request.id is UNSET:
+            return [encode_json(_MethodResult(True, value))]
+        if holds_buffers(value):
+            return self._carrying(request, _MethodResult, value)
+        reply = _MethodResult(True, value, request.id, self.epoch)
         text = encode_null(reply)
         # What stands for null may have been a NaN.
         return [encode_json(reply) if value is not None and b"null" in text else text]
-
-    def buffer(self, request: MethodCall, payload: Buffer, info: dict[str, Any]) -> Frames:
-        """Success of a buffer method; raises TypeError or ValueError when `info` cannot be sent."""
-        head = info if request.id is UNSET else self._marked(request, {"success": True, "info": info})
-        return [encode_json(head), payload]
 
     def value(self, request: messages.PropertyGet, value: Any) -> Frames:
         """Success of PROPERTY_GET; raises TypeError or ValueError when `value` cannot be sent."""
         if request.id is UNSET:
             return [encode_json(_PropertyValue(True, value))]
+        if holds_buffers(value):
+            return self._carrying(request, _PropertyValue, value)
         return [encode_json(_PropertyValue(True, value, request.id, self.epoch))]
+
+    def _carrying(self, request: Carrying, make: type[_MethodResult | _PropertyValue], value: Any) -> Frames:
+        tree, parts = take_out(value)
+        headers, frames = self._load(request, parts)
+        return [encode_json(make(True, tree, request.id, self.epoch, headers)), *frames]
+
+    def buffer(self, request: MethodCall, payload: Any, info: dict[str, Any]) -> Frames:
+        """Success of a buffer method; raises TypeError or ValueError when it cannot be sent."""
+        if request.id is UNSET:
+            return [encode_json(info), Part(payload).data]
+        (tree, _), parts = take_out((info, payload))
+        headers, frames = self._load(request, parts)
+        head = self._marked(request, {"success": True, "info": tree})
+        if len(headers) > 1 or not frames or headers[0].codec:
+            head["buffers"] = headers  # that of the method is the last one
+        return [encode_json(head), *frames]
 
     def done(self, request: AnyRequest, **facts: Any) -> Frames:
         """Success with some facts, or with none."""
@@ -271,10 +366,14 @@ def confirmation_topic(token: str) -> bytes:
 
 
 def event_frames(signal: str, event: SignalEvent) -> Frames:
-    """Frames of a signal, version 2."""
+    """Frames of a signal, version 2; with arrays as they are now, whatever their owner does to them."""
     try:
-        return [event_topic(signal), encode_json(event)]
-    except (TypeError, ValueError) as exc:
+        if not holds_buffers(event.args):
+            return [event_topic(signal), encode_json(event)]
+        event.args, parts = take_out(event.args)
+        event.buffers = [part.header for part in parts]
+        return [event_topic(signal), encode_json(event), *(bytes(part.data) for part in parts)]
+    except (TypeError, ValueError, RecursionError) as exc:
         raise SerializationError(f"signal {signal}: {exc}") from exc
 
 
@@ -299,6 +398,30 @@ def parse_published(topic: bytes, body: bytes) -> tuple[str, SignalEvent | Subsc
     if topic.startswith(b"\0"):
         return "", _parse(body, _subscribed, "a confirmation")
     return topic[:-1].decode(errors="replace"), _parse(body, _events, "an event")
+
+
+def parse_stream_request(frames: Sequence[Buffer]) -> OpenStream | NextOfStream:
+    """What a client says of a stream.
+
+    Raises
+    ------
+    ProtocolError
+        When it is no such message.
+    """
+    if len(frames) != 1:
+        raise ProtocolError(f"a message for a stream is one frame of JSON, got {len(frames)} frames")
+    return _parse(frames[0], _stream_requests, "a message for a stream")
+
+
+def parse_stream_event(frame: Buffer) -> StreamEvent:
+    """The first frame of a message of a stream.
+
+    Raises
+    ------
+    ProtocolError
+        When it is none.
+    """
+    return _parse(frame, _stream_events, "an event of a stream")
 
 
 def registry_frame(event: EventType, payload: dict[str, Any]) -> bytes:

@@ -22,6 +22,7 @@ TREE = {
     "ServerBusy": ConnectionError,
     "ServerStopping": ConnectionError,
     "ReplyLost": ConnectionError,
+    "BufferLost": ConnectionError,
     "ClientClosed": RuntimeError,
     "InterfaceError": TypeError,
     "InterfaceMismatch": TypeError,

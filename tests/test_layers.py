@@ -10,7 +10,10 @@ import pytest
 PROJECT = Path(__file__).parents[1]
 PACKAGES = ("rpc_kit", "registry")
 ORDER = """
-    rpc_kit.errors rpc_kit.numpy_values rpc_kit.convert rpc_kit.signals rpc_kit.properties rpc_kit.methods
+    rpc_kit.errors rpc_kit.numpy_values
+    rpc_kit.compression
+    rpc_kit.locked_file rpc_kit.sharedmem
+    rpc_kit.convert rpc_kit.signals rpc_kit.properties rpc_kit.methods
     rpc_kit.interface rpc_kit.messages rpc_kit.wire rpc_kit.journal rpc_kit.dispatch rpc_kit.addresses
     rpc_kit.folders rpc_kit.mdns rpc_kit.discovery rpc_kit.process rpc_kit.sockets rpc_kit.connections
     rpc_kit.postponed
@@ -25,6 +28,7 @@ ORDER = """
 NUMBERS = {module: number for number, module in enumerate(ORDER)}
 CORE_DEPENDENCIES = {"zmq", "msgspec", "numpy", "decorator", "sdnotify"}
 EXTRAS = {
+    "rpc_kit.compression": {"simplejpeg"},
     "rpc_kit.discovery": {"zeroconf"},
     "rpc_kit.mdns": {"zeroconf", "ifaddr"},
     "registry.stores.etcd_client": {"etcd3gw", "requests"},

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from examples.camera.contact_sheet import ContactSheet
 from examples.camera.interface import Camera, ColorMode
 from examples.camera.photographs import PhotographError, find_photographs, sample_photographs, take
-from examples.camera.services import ServiceError, Services
+from examples.services import ServiceError, Services
 from rpc_kit import RegistryClient, RPCClient, connect
 from rpc_kit.errors import DeviceNotFound, RPCError
 

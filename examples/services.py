@@ -1,4 +1,4 @@
-"""The processes that the demo starts, and always ends."""
+"""The processes that a demo starts, and always ends."""
 
 import signal
 import subprocess
@@ -13,7 +13,7 @@ from typing import Self
 START_LIMIT = 30.0
 END_LIMIT = 10.0
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[1]
 
 
 class ServiceError(RuntimeError):
@@ -34,15 +34,15 @@ class Service:
             cwd=PROJECT,
             start_new_session=True,
         )
+        self._lines: Queue[str] = Queue()
+        # All the time, or a full pipe would hold it up.
+        self._reader = Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def wait_until_ready(self) -> str:
         """The line that the service prints when it is ready."""
-        lines: Queue[str] = Queue()
-        stdout = self._process.stdout
-        assert stdout is not None
-        Thread(target=lambda: lines.put(stdout.readline()), daemon=True).start()
         try:
-            line = lines.get(timeout=START_LIMIT)
+            line = self._lines.get(timeout=START_LIMIT)
         except Empty:
             raise ServiceError(f"the {self.name} is not ready after {START_LIMIT:.0f} s") from None
         if not line:
@@ -53,14 +53,20 @@ class Service:
         """Ask it to end, with SIGTERM."""
         self._process.terminate()
 
-    def wait_until_ended(self) -> None:
-        """Wait for an end with exit status 0."""
+    def wait_until_ended(self, limit: float = END_LIMIT) -> None:
+        """Wait for an end with exit status 0, so many seconds."""
         try:
-            status = self._process.wait(END_LIMIT)
+            status = self._process.wait(limit)
         except subprocess.TimeoutExpired:
-            raise ServiceError(f"the {self.name} is still running after {END_LIMIT:.0f} s") from None
+            raise ServiceError(f"the {self.name} is still running after {limit:.0f} s") from None
         if status != 0:
             raise ServiceError(f"the {self.name} ended with exit status {status}")
+
+    def last_line(self) -> str:
+        """The last line that it has printed after the first one, when it has ended; empty when there was none."""
+        self._reader.join(END_LIMIT)
+        lines = [line for line in self._lines.queue if line]
+        return lines[-1].strip() if lines else ""
 
     def end(self) -> None:
         """End it if it still runs: politely, then by force."""
@@ -71,8 +77,15 @@ class Service:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._reader.join(END_LIMIT)
+
+    def _read(self) -> None:
+        stdout = self._process.stdout
+        assert stdout is not None
+        with stdout:
+            for line in stdout:
+                self._lines.put(line)
+        self._lines.put("")
 
 
 class Services:

@@ -1,0 +1,313 @@
+"""Arrays and buffers inside values: taken out before a value becomes JSON, and put back afterwards (docs/wire.md)."""
+
+import math
+import re
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from typing import Any, Literal, cast, get_args, get_origin
+
+import msgspec
+
+from .compression import decompress
+from .convert import to_plain
+from .errors import BufferLost, ProtocolError, SerializationError
+from .messages import BufferHeader, SlotRef
+from .numpy_values import is_array, is_array_type
+
+Bytes = bytes | bytearray | memoryview
+
+REFERENCE = "$buffer"
+"""Key of the object that stands in the JSON for a buffer."""
+MOST_BUFFERS = 1000
+"""So many arrays and buffers a message may hold."""
+
+_MARK = secrets.token_hex(16)
+"""Marks a reference while a value is walked through; no key of anybody's value."""
+
+_SCALARS = frozenset((str, int, float, bool, type(None)))
+_BYTES = (bytes, bytearray, memoryview)
+_SEQUENCES = (list, tuple, set, frozenset)
+# Not O, objects: their bytes are addresses of this process.
+_DTYPE = re.compile(r"[<>|=]?[biufcmMSUV]\d*(\[\d*[a-zA-Zμ]+(/\d+)?\])?")
+_DEEPEST_DTYPE = 16
+
+
+class Part:
+    """An array or buffer that has left its value: what is said of it, and its bytes.
+
+    Attributes
+    ----------
+    header : BufferHeader
+        Of a frame without compression.
+    array : ndarray or None
+        The array that the bytes are of, if it is one; contiguous.
+    """
+
+    __slots__ = ("header", "array", "data")
+
+    def __init__(self, value: Any) -> None:
+        if not is_array(value):
+            value = _checked_view(value)
+        if is_array(value):
+            self.array, order = _contiguous(value)
+            dtype = dtype_to_json(self.array.dtype)
+            self.header = BufferHeader(dtype=dtype, shape=list(self.array.shape), order=order)
+            self.data = flat_bytes(self.array)
+        else:
+            self.array = None
+            self.header = BufferHeader(size=value.nbytes)
+            self.data = value
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.data.nbytes
+
+
+def flat_bytes(array: Any) -> memoryview:
+    """The bytes of an array, contiguous in either order, without a copy."""
+    import numpy
+
+    if not array.nbytes:
+        return memoryview(b"")
+    # By the transpose, which is contiguous in the order that a memoryview can be cast from.
+    ordered = array if array.flags.c_contiguous else array.T
+    view = memoryview(cast(Any, ordered.reshape(-1).view(numpy.uint8)))
+    return view if array.flags.writeable else view.toreadonly()
+
+
+def _checked_view(value: Bytes) -> Any:
+    """A one-dimensional view of bytes; an array when it has items of another kind, or several dimensions."""
+    view = memoryview(value)
+    if view.format in ("B", "b", "c") and view.ndim == 1 and view.c_contiguous:
+        return view.cast("B")
+    import numpy
+
+    try:
+        return numpy.asarray(view)
+    except (TypeError, ValueError) as exc:
+        raise SerializationError(f"a memoryview of format {view.format!r} cannot be sent: {exc}") from exc
+
+
+def _contiguous(array: Any) -> tuple[Any, Literal["C", "F"]]:
+    """The array as it is when it is contiguous in either order, else a copy in C order."""
+    import numpy
+
+    if array.dtype.hasobject:
+        raise SerializationError(
+            f"an array of dtype {array.dtype} cannot be sent, as it holds Python objects: convert it with .astype(...)"
+        )
+    if isinstance(array, numpy.ma.MaskedArray):
+        raise SerializationError("a masked array cannot be sent, as its mask would get lost: send .filled(...), or data and mask")
+    plain = numpy.asarray(array)
+    if plain.flags.c_contiguous:
+        return plain, "C"
+    return (plain, "F") if plain.flags.f_contiguous else (numpy.ascontiguousarray(plain), "C")
+
+
+def dtype_to_json(dtype: Any) -> Any:
+    """A dtype as text; a structured one as an object, one with a shape as a list."""
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return [dtype_to_json(base), list(shape)]
+    if dtype.names is None:
+        return dtype.str
+    fields = [dtype.fields[name] for name in dtype.names]
+    return {
+        "names": list(dtype.names),
+        "formats": [dtype_to_json(field[0]) for field in fields],
+        "offsets": [field[1] for field in fields],
+        "itemsize": dtype.itemsize,
+    }
+
+
+def dtype_of_json(described: Any, depth: int = 0) -> Any:
+    """The dtype that `dtype_to_json` has described; whatever it is given, never one of objects.
+
+    Raises
+    ------
+    ProtocolError
+        When it is none.
+    """
+    import numpy
+
+    try:
+        if isinstance(described, str):
+            if not _DTYPE.fullmatch(described):
+                raise ValueError("unknown kind")
+            return numpy.dtype(described)
+        if depth > _DEEPEST_DTYPE:
+            raise ValueError("nested too deep")
+        if isinstance(described, dict):
+            formats = [dtype_of_json(each, depth + 1) for each in described["formats"]]
+            names, offsets = list(map(str, described["names"])), list(map(int, described["offsets"]))
+            itemsize = int(described["itemsize"])
+            return numpy.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": itemsize})
+        base, shape = described
+        return numpy.dtype((dtype_of_json(base, depth + 1), tuple(map(int, shape))))
+    except ProtocolError:
+        raise
+    except Exception as exc:
+        raise ProtocolError(f"no dtype of numbers, text or bytes: {str(described)[:100]!r}: {exc}") from exc
+
+
+def may_hold_buffers(expected: Any) -> bool:
+    """Whether a value of an annotated type may hold an array or a buffer; when in doubt, yes."""
+    if expected is None or expected is Ellipsis or get_origin(expected) is Literal:
+        return False
+    if isinstance(expected, type) and issubclass(expected, (str, int, float, Enum, type(None))):
+        return False
+    if is_array_type(expected):
+        return True
+    args = get_args(expected)
+    return any(map(may_hold_buffers, args)) if args else True
+
+
+def holds_buffers(value: Any) -> bool:
+    """Whether there is an array or a buffer anywhere in a value."""
+    kind = type(value)
+    if kind in _SCALARS:
+        return False
+    if isinstance(value, _BYTES) or is_array(value):
+        return True
+    if isinstance(value, dict):
+        return _any_holds(value.values())
+    if isinstance(value, _SEQUENCES):
+        return _any_holds(value)
+    names: Iterable[str] = getattr(kind, "__dataclass_fields__", None) or getattr(kind, "__struct_fields__", ())
+    return any(holds_buffers(getattr(value, name, None)) for name in names)
+
+
+def _any_holds(values: Iterable[Any]) -> bool:
+    # Long lists of numbers are looked through at the speed of C.
+    return not _SCALARS.issuperset(map(type, values)) and any(map(holds_buffers, values))
+
+
+def take_out(value: Any) -> tuple[Any, list[Part]]:
+    """A value as plain containers with references in the places of its arrays and buffers; and these.
+
+    Raises
+    ------
+    SerializationError
+        When an array cannot be sent; says why.
+    """
+    taking = _Taking()
+    if type(value) is bytes or is_array(value):
+        return taking.reference(value, REFERENCE), taking.parts  # the usual case
+    tree = msgspec.to_builtins(value, builtin_types=_BYTES, enc_hook=taking.plain, str_keys=True)
+    return taking.walk(tree), taking.parts
+
+
+class _Taking:
+    # No functions within one another: they would hold each other, and the arrays until a garbage collection.
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+
+    def reference(self, found: Any, key: str) -> dict[str, int]:
+        if len(self.parts) == MOST_BUFFERS:
+            raise SerializationError(f"more than {MOST_BUFFERS} arrays and buffers: put them together into fewer")
+        self.parts.append(Part(found))
+        return {key: len(self.parts) - 1}
+
+    def plain(self, unknown: Any) -> Any:
+        return self.reference(unknown, _MARK) if is_array(unknown) else to_plain(unknown)
+
+    def walk(self, tree: Any) -> Any:
+        if isinstance(tree, _BYTES):
+            return self.reference(tree, REFERENCE)
+        if isinstance(tree, dict):
+            if _MARK in tree:
+                return {REFERENCE: tree[_MARK]}
+            walked = {key: self.walk(each) for key, each in tree.items()}
+            # Somebody else's key is not to be taken for a reference.
+            return {REFERENCE: [walked[REFERENCE]]} if _is_reference(walked) else walked
+        return [self.walk(each) for each in tree] if isinstance(tree, (list, tuple)) else tree
+
+
+def _is_reference(tree: dict[Any, Any]) -> bool:
+    return len(tree) == 1 and REFERENCE in tree
+
+
+def put_back(tree: Any, found: Sequence[Any]) -> Any:
+    """The value of which `take_out` has made a tree, with arrays and buffers in the places of the references.
+
+    Raises
+    ------
+    ProtocolError
+        When a reference names none.
+    """
+    if isinstance(tree, dict):
+        if not _is_reference(tree):
+            return {key: put_back(each, found) for key, each in tree.items()}
+        number = tree[REFERENCE]
+        if isinstance(number, list) and len(number) == 1:
+            return {REFERENCE: put_back(number[0], found)}
+        if type(number) is not int or not 0 <= number < len(found):
+            raise ProtocolError(f"there is no buffer {str(number)[:20]!r}, only {len(found)}")
+        return found[number]
+    return [put_back(each, found) for each in tree] if isinstance(tree, list) else tree
+
+
+def receive(
+    headers: Sequence[BufferHeader],
+    frames: Sequence[Bytes],
+    view: Callable[[SlotRef], Any] | None,
+) -> list[Any]:
+    """The arrays and memoryviews of a message, read-only, of its frames and of slots in shared memory.
+
+    Parameters
+    ----------
+    view
+        Gives the bytes of a slot as an array ``(N,) uint8``; None without shared memory.
+
+    Raises
+    ------
+    ProtocolError
+        When headers and frames do not fit each other.
+    BufferLost
+        When a slot holds something else by now.
+    """
+    if len(headers) > MOST_BUFFERS:
+        raise ProtocolError(f"the message has more than {MOST_BUFFERS} buffers")
+    if sum(header.slot is None for header in headers) != len(frames):
+        raise ProtocolError(f"{len(headers)} buffers are named, {len(frames)} frames came with the message")
+    following, found = iter(frames), []
+    for header in headers:
+        if header.slot is None:
+            data = next(following)
+        elif view is None:
+            raise BufferLost("there is no shared memory")
+        else:
+            data = view(header.slot)
+        found.append(_restored(header, data))
+    return found
+
+
+def _restored(header: BufferHeader, data: Any) -> Any:
+    if header.dtype is None:
+        size = header.size if header.size is not None else -1
+        return memoryview(_plain_bytes(header, data, size)).toreadonly()
+    import numpy
+
+    dtype = dtype_of_json(header.dtype)
+    shape = tuple(header.shape or ())
+    if any(type(length) is not int or length < 0 for length in shape):
+        raise ProtocolError(f"no shape: {str(shape)[:100]}")
+    size = dtype.itemsize * math.prod(shape)
+    try:
+        made = numpy.ndarray(shape, dtype, _plain_bytes(header, data, size) if size else b"", order=header.order)
+    except (TypeError, ValueError) as exc:
+        raise ProtocolError(f"no array of {header.dtype} and shape {str(shape)[:100]}: {exc}") from exc
+    made.flags.writeable = False
+    return made
+
+
+def _plain_bytes(header: BufferHeader, data: Any, size: int) -> Any:
+    """The bytes without compression; exactly as many as there are to be."""
+    if header.codec:
+        return decompress(data, header.dtype, header.shape, size, header.codec)
+    if len(data) != size:
+        raise ProtocolError(f"a buffer of {size} bytes is announced, {len(data)} have come")
+    return data
