@@ -99,7 +99,7 @@ def _contiguous(array: Any) -> tuple[Any, Literal["C", "F"]]:
             f"an array of dtype {array.dtype} cannot be sent, as it holds Python objects: convert it with .astype(...)"
         )
     if isinstance(array, numpy.ma.MaskedArray):
-        raise SerializationError("a masked array cannot be sent, as its mask would get lost: send .filled(...), or data and mask")
+        raise SerializationError("a masked array would lose its mask: send .filled(...), or data and mask")
     plain = numpy.asarray(array)
     if plain.flags.c_contiguous:
         return plain, "C"
@@ -175,7 +175,7 @@ def holds_buffers(value: Any) -> bool:
         return _any_holds(value.values())
     if isinstance(value, _SEQUENCES):
         return _any_holds(value)
-    names: Iterable[str] = getattr(kind, "__dataclass_fields__", None) or getattr(kind, "__struct_fields__", ())
+    names: Iterable[str] = getattr(kind, "__dataclass_fields__", getattr(kind, "__struct_fields__", ()))
     return any(holds_buffers(getattr(value, name, None)) for name in names)
 
 

@@ -267,6 +267,8 @@ def _flat(method: Method, payload: Any) -> Buffer:
     """A view of the payload, without a copy."""
     try:
         view = memoryview(payload)
+        if getattr(getattr(view.obj, "dtype", None), "hasobject", False):
+            raise TypeError("it holds Python objects")
         if not view.c_contiguous:
             raise TypeError("copy it first")
         return view

@@ -174,7 +174,7 @@ _REBUILT |= {
     f"{kind.__module__}.{kind.__qualname__}": kind
     for kind in (
         ProtocolError, MessageTooLarge, UnknownMember, SerializationError, CallExpired, ServerReplaced, ServerBusy,
-        ServerStopping, ReplyLost, BufferLost, DeviceNotFound, InterfaceError, StoreError,
+        ServerStopping, ReplyLost, MissingExtra, BufferLost, DeviceNotFound, InterfaceError, StoreError,
     )
 }  # fmt: skip
 

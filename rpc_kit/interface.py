@@ -11,9 +11,9 @@ from typing import Any
 
 from .buffers import may_hold_buffers
 from .convert import Load, converter
-from .numpy_values import is_array_type
 from .errors import InterfaceError
 from .methods import MARK, MethodMark
+from .numpy_values import is_array_type
 from .properties import RPCProperty
 from .signals import RPCSignal
 
@@ -37,7 +37,8 @@ class Method:
     """
 
     __slots__ = (
-        "name", "function", "mark", "is_buffer", "carries_buffers", "signature", "load_result", "trailing_defaults", "_loads",
+        "name", "function", "mark", "is_buffer", "carries_buffers", "signature",
+        "load_result", "trailing_defaults", "_loads",
         "_exact", "_positional", "_required",
     )  # fmt: skip
 
@@ -202,7 +203,7 @@ class Interface:
 
     @cached_property
     def streamed(self) -> frozenset[str]:
-        """The signals with an array as an argument of its own, which are streams: each client asks for those it wants."""
+        """The signals with an array as an argument, which are streams: a client asks for those it wants."""
         return frozenset(name for name, each in self.signals.items() if any(map(is_array_type, each.arg_types)))
 
     @cached_property

@@ -5,6 +5,7 @@ by whoever was killed, and what a forked child has inherited stays locked until 
 """
 
 import contextlib
+import errno
 import mmap
 import os
 import re
@@ -43,6 +44,8 @@ _FIRST = struct.Struct("=5Q")  # magic, version, secret in two words, number of 
 _FLOCK = struct.Struct("hhqqi4x")
 
 _FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+# Before 3.13 a mapping always keeps a descriptor.
+_MAPPING: dict[str, bool] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 
 def is_supported() -> bool:
@@ -153,15 +156,18 @@ class LockedFile:
         with self._lock:
             self._is_closed = True
             if self._users == 0:
-                self._drop_locks()
-                self._mapped.clear()
-                self._words = memoryview(bytes(_HEADER)).cast("Q")
+                self._drop()
 
     def forget(self) -> None:
         """In a forked child: leave the locks to the parent. The threads that used the file are not in this process."""
         self._lock = threading.RLock()
         self._is_closed = True
+        self._drop()
+
+    def _drop(self) -> None:
         self._drop_locks()
+        self._mapped.clear()
+        self._words = memoryview(bytes(_HEADER)).cast("Q")
 
     def _drop_locks(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
@@ -203,19 +209,24 @@ class LockedFile:
         return known[1]
 
     def _map(self, offset: int, size: int, writable: bool = True) -> mmap.mmap:
-        # The mapping keeps what it is made of open, with all locks: this one has none.
+        # The mapping may keep what it is made of open, with all locks: this one has none.
         descriptor = self._reopen()
         try:
             if not 0 < size <= os.fstat(descriptor).st_size - offset:
                 raise OSError(f"{self.path} has no such part")
             access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-            return mmap.mmap(descriptor, size, mmap.MAP_SHARED | mmap.MAP_POPULATE, access, offset=offset)
+            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+            return mmap.mmap(descriptor, size, flags, access, offset=offset, **_MAPPING)
         finally:
             os.close(descriptor)
 
     def extend(self, index: int, capacity: int) -> tuple[int, int]:
         """Give a slot, held exclusively, memory behind all that there is; OSError when there is none."""
         offset = rounded(os.fstat(self._descriptor).st_size)
+        system = os.fstatvfs(self._descriptor)
+        # Without this a reservation in vain would first fill all memory that is left, each time.
+        if system.f_blocks and system.f_bavail * system.f_frsize < capacity:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
         # Memory that turns out later not to be there would end the process by a signal.
         os.posix_fallocate(self._descriptor, offset, capacity)
         try:
@@ -231,8 +242,8 @@ class LockedFile:
         """Take the memory from a slot, held exclusively; OSError when that is impossible."""
         memory = self.memory(index, extent, writable=True)
         self.next_generation(index)
-        self._set_extent(index, 0, 0)
         memory.madvise(mmap.MADV_REMOVE)
+        self._set_extent(index, 0, 0)
         del self._mapped[index, True]
 
     @property

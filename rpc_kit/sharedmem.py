@@ -129,7 +129,7 @@ class _Memory:
     def __init__(self, file: LockedFile) -> None:
         self._file = file
         self._own = object()
-        _open.add(self)
+        _memories.add(self)
 
     def view(self, ref: SlotRef) -> "NDArray[numpy.uint8]":
         """The bytes that another process has put into a slot, read-only; held as long as any view of them lives.
@@ -200,11 +200,11 @@ class _Memory:
         self._file.forget()
 
 
-_open: "weakref.WeakSet[_Memory]" = weakref.WeakSet()
+_memories: "weakref.WeakSet[_Memory]" = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    for each in list(_open):
+    for each in list(_memories):
         each._forget()
 
 
@@ -226,7 +226,6 @@ class Ring(_Memory):
     _writes_all = True
 
     def __init__(self, file: LockedFile, limit: int, clock: Callable[[], float]) -> None:
-        super().__init__(file)
         # Handlers of signals and finalizers may close the ring in the middle of an allocation.
         self._lock = threading.RLock()
         self.path = file.path
@@ -239,6 +238,7 @@ class Ring(_Memory):
         self._unused = deque(range(TICKETS))
         self._numbers = itertools.count()
         self._unlink = weakref.finalize(self, locked_file.unlink, file.path)
+        super().__init__(file)
 
     @staticmethod
     def create(limit: int, folder: str = FOLDER, clock: Callable[[], float] = time.monotonic) -> "Ring | None":
@@ -262,7 +262,7 @@ class Ring(_Memory):
         with self._file as is_open:
             return (
                 is_open
-                and hmac.compare_digest(secret.encode(), self._file.secret.encode())
+                and hmac.compare_digest(secret.encode(errors="replace"), self._file.secret.encode())
                 and self._file.is_reader(reader)
             )
 
@@ -278,7 +278,7 @@ class Ring(_Memory):
                     self._take(size, 2 * capacity)
                     or self._grow(size)
                     or self._take(size, self.limit)
-                    or (self._grow(size) if self._retire(capacity) else None)
+                    or (self._grow(size) if self._retire(size) else None)
                 )
             except OSError:
                 # Too many descriptors or mappings: without shared memory it works, too.
@@ -376,7 +376,8 @@ class Ring(_Memory):
                     alive[ticket.reader] = self._file.is_reader(ticket.reader)
                 if alive[ticket.reader]:
                     continue
-            del self._tickets[index]
+            # A handler of a signal may have closed the ring meanwhile.
+            self._tickets.pop(index, None)
             self._unused.append(index)
 
     def _take(self, size: int, most: int) -> Slot | None:
@@ -411,12 +412,14 @@ class Ring(_Memory):
         self._recent.append(index)
         return self._slot(index, descriptor, size)
 
-    def _retire(self, capacity: int) -> bool:
+    def _retire(self, size: int) -> bool:
         """Give back the memory of free slots, the longest unused first, if that makes room for a new one."""
-        missing = capacity - (self.limit - self._size())
-        if missing <= 0:
+        wanted, least = self._capacity(size), rounded(max(size, 1))
+        room = self.limit - self._size()
+        missing, dispensable = wanted - room, wanted - least
+        if least <= room:
             # Either all slots are made, then one has to go; or the system has no memory, then it has to get some.
-            missing = 1 if len(self._recent) == MAX_SLOTS else capacity
+            missing, dispensable = 1 if len(self._recent) == MAX_SLOTS else wanted, 0
         taken: dict[int, int] = {}
         try:
             for index in self._recent:
@@ -426,14 +429,14 @@ class Ring(_Memory):
                     missing -= self._extents[index][1]
                 if missing <= 0:
                     break
-            for index in taken if missing <= 0 else ():
+            for index in taken if missing <= dispensable else ():
+                self._file.retire(index, self._extents[index])
+                self._extents[index] = (0, 0)
                 self._recent.remove(index)
-                extent, self._extents[index] = self._extents[index], (0, 0)
-                self._file.retire(index, extent)
         finally:
             for descriptor in taken.values():
                 os.close(descriptor)
-        return missing <= 0
+        return missing <= dispensable
 
 
 class RingClient(_Memory):
@@ -446,8 +449,8 @@ class RingClient(_Memory):
     """
 
     def __init__(self, file: LockedFile, reader: int) -> None:
-        super().__init__(file)
         self.proof = file.secret, reader
+        super().__init__(file)
 
     @staticmethod
     def open(described: dict[str, Any], folder: str = FOLDER) -> "RingClient | None":

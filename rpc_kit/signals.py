@@ -46,7 +46,7 @@ class SignalStream(Protocol):
         """End the stream, also one that another thread waits for; idempotent."""
 
 
-OpenStream = Callable[[Policy, int, float | None], SignalStream]
+StreamOpener = Callable[[Policy, int, float | None], SignalStream]
 
 
 class BoundSignal:
@@ -65,7 +65,7 @@ class BoundSignal:
         self.connections: list[Listener | WeakMethod[Any]] = []
         self._lock = Lock()
         self._publish: Callable[[tuple[Any, ...]], None] | None = None
-        self._open_stream: OpenStream | None = None
+        self._open_stream: StreamOpener | None = None
         self._listened: Callable[[], None] | None = None
 
     def connect(self, conn: Listener | WeakMethod[Any]) -> None:
@@ -195,7 +195,7 @@ class BoundSignal:
             raise ValueError(f"timeout is a positive number of seconds or None, not {timeout!r}")
         return self._open_stream(policy, every, timeout)
 
-    def stream_by(self, opener: OpenStream, listened: Callable[[], None] | None) -> None:
+    def stream_by(self, opener: StreamOpener, listened: Callable[[], None] | None) -> None:
         """Set how a client opens streams of the signal, and what it does when a listener was connected."""
         self._open_stream = opener
         self._listened = listened

@@ -15,7 +15,7 @@ from .buffers import put_back
 from .calls import Calls
 from .convert import encode_json
 from .errors import BufferLost, CallTimeout, ClientClosed, ProtocolError, ServerLost, remote_error, type_name
-from .messages import InitStreams, NextOfStream, OpenStream, Policy, StreamEvent
+from .messages import InitStreams, NextOfStream, OpenStream, Policy
 from .signals import BoundSignal
 from .sockets import Waker, ZmqContext, ZmqSocket, client_socket, nearest, receive_rest
 from .transfer import SHARED_MEMORY, ClientTransfer

@@ -104,7 +104,7 @@ class StreamSender:
     """Sends the events of signals to their readers, each of which has a connection of its own.
 
     What the emitting thread does for an event does not depend on how fast readers are: it puts the event into their
-    queues, and its arrays into shared memory once, however many readers there are. A thread of the sender does the rest.
+    queues, and its arrays into shared memory once, however many readers there are. The sender's thread does the rest.
 
     Parameters
     ----------

@@ -67,7 +67,7 @@ _EVENTS = {*map(str, RPCEvents), *map(str, EventType)}
 _replies = msgspec.json.Decoder(Reply)
 _facts = msgspec.json.Decoder(Facts)
 _events = msgspec.json.Decoder(SignalEvent)
-_stream_requests: "msgspec.json.Decoder[OpenStream | NextOfStream]" = msgspec.json.Decoder(OpenStream | NextOfStream)
+_stream_requests: "msgspec.json.Decoder[Any]" = msgspec.json.Decoder(OpenStream | NextOfStream)
 _stream_events = msgspec.json.Decoder(StreamEvent)
 _subscribed = msgspec.json.Decoder(Subscribed)
 _registry_replies = msgspec.json.Decoder(dict[str, Any])
@@ -118,6 +118,8 @@ def _with_buffers(request: AnyRequest, frames: Sequence[Buffer], view: ViewSlot 
         if not isinstance(request, Carrying) or request.buffers is UNSET:
             raise ProtocolError(f"the request is one frame of JSON, got {1 + len(frames)} frames")
         proof = request.shm
+        if any(header.codec for header in request.buffers):
+            raise ProtocolError("the buffers of a request are not compressed")
         found = receive(request.buffers, frames, None if view is None else partial(view, proof))
         if isinstance(request, MethodCall):
             request.params.args = put_back(request.params.args, found)
@@ -258,11 +260,9 @@ class ReplyWriter:
 
     def result(self, request: MethodCall, value: Any) -> Frames:
         """Success of a JSON method; raises TypeError or ValueError when `value` cannot be sent."""
-        if request.id is UNSET:
-            return [encode_json(_MethodResult(True, value))]
-        if holds_buffers(value):
+        if request.id is not UNSET and holds_buffers(value):
             return self._carrying(request, _MethodResult, value)
-        reply = _MethodResult(True, value, request.id, self.epoch)
+        reply = _MethodResult(True, value, request.id, UNSET if request.id is UNSET else self.epoch)
         text = encode_null(reply)
         # What stands for null may have been a NaN.
         return [encode_json(reply) if value is not None and b"null" in text else text]
@@ -410,7 +410,8 @@ def parse_stream_request(frames: Sequence[Buffer]) -> OpenStream | NextOfStream:
     """
     if len(frames) != 1:
         raise ProtocolError(f"a message for a stream is one frame of JSON, got {len(frames)} frames")
-    return _parse(frames[0], _stream_requests, "a message for a stream")
+    request: OpenStream | NextOfStream = _parse(frames[0], _stream_requests, "a message for a stream")
+    return request
 
 
 def parse_stream_event(frame: Buffer) -> StreamEvent:

@@ -14,11 +14,12 @@ ORDER = """
     rpc_kit.compression
     rpc_kit.locked_file rpc_kit.sharedmem
     rpc_kit.convert rpc_kit.signals rpc_kit.properties rpc_kit.methods
-    rpc_kit.interface rpc_kit.messages rpc_kit.wire rpc_kit.journal rpc_kit.dispatch rpc_kit.addresses
+    rpc_kit.messages rpc_kit.buffers rpc_kit.interface rpc_kit.wire rpc_kit.journal rpc_kit.dispatch rpc_kit.addresses
     rpc_kit.folders rpc_kit.mdns rpc_kit.discovery rpc_kit.process rpc_kit.sockets rpc_kit.connections
-    rpc_kit.postponed
+    rpc_kit.postponed rpc_kit.transfer rpc_kit.stream_sender
     rpc_kit.endpoint rpc_kit.publisher rpc_kit.registration rpc_kit.registrar rpc_kit.systemd
-    rpc_kit.logs rpc_kit.server rpc_kit.calls rpc_kit.subscriber rpc_kit.client rpc_kit.watching rpc_kit.lookup rpc_kit
+    rpc_kit.logs rpc_kit.server_engine rpc_kit.server rpc_kit.calls rpc_kit.stats rpc_kit.subscriber
+    rpc_kit.stream_reader rpc_kit.client_engine rpc_kit.client rpc_kit.watching rpc_kit.lookup rpc_kit
     rpc_kit.cli rpc_kit.cli.device_class rpc_kit.cli.device_file rpc_kit.cli.serve rpc_kit.cli.units rpc_kit.cli.main
     rpc_kit.cli.__main__ rpc_kit.__main__
     registry.table registry.stores registry.stores.base registry.stores.memory registry.stores.sqlite

@@ -1,5 +1,6 @@
 """Frames in an HDF5 file."""
 
+import time
 from pathlib import Path
 
 import h5py
@@ -8,6 +9,8 @@ from numpy.typing import NDArray
 
 ROWS = 1024
 """Numbers and times in one chunk."""
+FLUSH_EVERY = 1.0
+"""So much of a recording is lost when the recorder is killed, s."""
 
 
 class FrameFile:
@@ -28,6 +31,7 @@ class FrameFile:
         self._time = self._file.create_dataset("time", (0,), np.float64, maxshape=(None,), chunks=(ROWS,))
         self._frames: h5py.Dataset | None = None
         self.count = 0
+        self._flushed = time.monotonic()
 
     def append(self, image: NDArray[np.uint8], number: int, when: float) -> None:
         if self._frames is None:
@@ -42,6 +46,9 @@ class FrameFile:
         # Past HDF5's cache of chunks: from shared memory to the file without another copy.
         self._frames.id.write_direct_chunk((self.count, 0, 0, 0), np.ascontiguousarray(image))
         self.count += 1
+        if time.monotonic() - self._flushed > FLUSH_EVERY:
+            self._file.flush()
+            self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Complete the file; what an interrupted `append` has begun is cut off."""

@@ -76,6 +76,8 @@ def run(options: argparse.Namespace) -> None:
             # Without a terminal there is no bar.
             with tqdm(total=options.frames, unit=" frames", disable=True if options.quiet else None) as progress:
                 report = record(camera, file, options.frames, progress)
+        except (NoFrames, RPCError) as exc:
+            raise NoFrames(f"{exc}; {file.count} frames were recorded") from exc
         finally:
             file.close()
             if not file.count:
