@@ -17,18 +17,15 @@ Policy = Literal["all", "latest", "every"]
 
 
 class SignalStream(Protocol):
-    """Events of a signal, one after the other.
+    """Events of a signal, one after the other."""
 
-    Attributes
-    ----------
-    received : int
-        Events that were given.
-    dropped : int
-        Events that were wanted, but not given: with "latest" those between the ones that were.
-    """
+    @property
+    def received(self) -> int:
+        """Events that were given."""
 
-    received: int
-    dropped: int
+    @property
+    def dropped(self) -> int:
+        """Events that were wanted, but not given: with "latest" those between the ones that were."""
 
     def __iter__(self) -> Self: ...
 

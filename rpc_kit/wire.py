@@ -55,8 +55,8 @@ _requests: "msgspec.json.Decoder[Request]" = msgspec.json.Decoder(
         operator.or_,
         (
             MethodCall, messages.PropertyGet, messages.PropertySet, messages.GetInventory, messages.InitSignals,
-            messages.InitStreams, messages.StopServer, messages.Ping, messages.Register, messages.Unregister, messages.CheckAlive,
-            messages.Renew,
+            messages.InitStreams, messages.StopServer, messages.Ping, messages.Register, messages.Unregister,
+            messages.CheckAlive, messages.Renew,
         ),
     )
 )  # fmt: skip

@@ -442,6 +442,38 @@ def test_interrupted_recording_is_complete(serve: Callable[..., Any], programs: 
         assert file["number"][:].tolist() == [burnt_number(image) for image in file["frames"]]
 
 
+def test_killed_recorder_leaves_readable_file(serve: Callable[..., Any], programs: Programs, tmp_path: Path) -> None:
+    """Of a recorder that is killed, all but what came after the last flush can be read."""
+    camera = serve(SimulatedCamera, (320, 240), frame_rate=100.0)
+    path = tmp_path / "frames.h5"
+
+    with programs.start("recorder", camera.url, path) as recorder:
+        wait_until(lambda: camera.frame_number > 250)
+        recorder.kill()
+
+    with h5py.File(path) as file:
+        assert len(file["number"]) >= 100
+        assert file["number"][:].tolist() == [burnt_number(image) for image in file["frames"]]
+
+
+def test_recording_of_killed_camera(programs: Programs, tmp_path: Path) -> None:
+    """When the camera dies that is said, and the file has what came before."""
+    path = tmp_path / "frames.h5"
+
+    with programs.start("server", "--size", "320x240", "--rate", "200") as camera:
+        assert camera.stdout is not None
+        url = camera.stdout.readline().split()[1]
+        with programs.start("recorder", url, path) as recorder:
+            wait_until(lambda: path.exists() and path.stat().st_size > 1 << 20)
+            camera.kill()
+            _, errors = recorder.communicate(timeout=RUN_LIMIT)
+
+    assert 1 == recorder.returncode
+    (frames,) = re.findall(r"^recorder: .+; (\d+) frames were recorded\n$", errors)
+    with h5py.File(path) as file:
+        assert [int(frames)] * 2 == [len(file["frames"]), file.attrs["frames"]]
+
+
 def test_recorder_keeps_existing_file(serve: Callable[..., Any], programs: Programs, tmp_path: Path) -> None:
     """A file that is there is overwritten only when that is said."""
     camera = serve(SimulatedCamera, (320, 240), frame_rate=100.0)

@@ -3,8 +3,8 @@
 import argparse
 import sys
 import time
-from contextlib import nullcontext
-from typing import Any, ContextManager, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ class TextScreen:
         return True
 
 
-def make_screen(view: str, title: str) -> ContextManager[Screen]:
+def make_screen(view: str, title: str) -> AbstractContextManager[Screen]:
     """What was asked for; else the best that there is."""
     if view == "window" or view == "auto":
         try:
@@ -95,9 +95,9 @@ def main() -> int:
     end_like_ctrl_c()
     try:
         with connected(options) as camera:
-            screen_of: Any = make_screen(options.view, camera.name)
+            made = make_screen(options.view, camera.name)
             print(f"watching {camera.name} at {camera.url}", flush=True)
-            with screen_of as screen:
+            with made as screen:
                 report = watch(camera, screen, options.frames)
             print(report, flush=True)
     except KeyboardInterrupt:
