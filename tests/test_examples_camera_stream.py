@@ -218,11 +218,13 @@ def test_stop_and_start(serve: Callable[..., Any], connect: Callable[..., Any]) 
 
     client.stop()
     stopped_at = client.frame_number
+    with client.frames.stream(timeout=0.1) as stream, pytest.raises(TimeoutError):
+        next(stream)
     client.start()
     client.start()
 
     assert stopped_at >= last
-    assert stopped_at + 1 == first(client, 1)[0][1] or first(client, 1)[0][1] > stopped_at
+    assert first(client, 1)[0][1] > stopped_at
 
 
 def test_folder_camera(serve: Callable[..., Any], connect: Callable[..., Any], folder: Path) -> None:
@@ -329,7 +331,7 @@ def test_camera_that_fails_says_why(
             for _ in frames_of(client, stream):
                 pass
     camera._read = working
-    client.start()
+    client.start()  # opens the file again
 
     assert "" == client.fault
     assert 1 == len(first(client, 1))
@@ -640,7 +642,7 @@ def test_demo(programs: Programs, tmp_path: Path) -> None:
     rows = dict(re.findall(r"^  (viewer|recorder) +(\d+ +[\d.]+ +\d+  .+)$", output, re.MULTILINE))
     frames, rate, dropped, path = rows["recorder"].split(maxsplit=3)
     assert ("60", "0", "shared memory") == (frames, dropped, path)
-    assert 20 < float(rate) < 40
+    assert 10 < float(rate) < 40
     assert int(rows["viewer"].split()[0]) > 20
     path = tmp_path / "camera-stream.h5"
     assert f"each of 60 recorded frames bears its number: {path}" == output.splitlines()[-1]

@@ -30,7 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--registry", metavar="URL", help="where to look for the name, default $RPC_REGISTRY")
     parser.add_argument("--codec", choices=("jpeg", "zlib"), help="have frames compressed that come over the network")
     parser.add_argument("--quality", type=int, default=90, help="of jpeg, 1 to 100, default %(default)s")
-    parser.add_argument("--frames", type=int, metavar="N", help="end after N frames; else with Ctrl-C")
+    parser.add_argument("--frames", type=positive, metavar="N", help="end after N frames; else with Ctrl-C")
+
+
+def positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
 def connected(options: argparse.Namespace) -> CameraClient:

@@ -34,6 +34,7 @@ class V4L2Camera(CameraServer):
         source: int | Path,
         frame_rate: float | None = None,
     ) -> None:
+        self._given = source
         self._is_file = isinstance(source, Path)
         self._source = str(source) if isinstance(source, Path) else f"/dev/video{source}"
         self._capture = opened(source, self._source)
@@ -48,6 +49,13 @@ class V4L2Camera(CameraServer):
         own_exposure = 0.0 if self._is_file else self._capture.get(cv2.CAP_PROP_EXPOSURE) * EXPOSURE_UNIT
         super().__init__(context, url, (width, height), own_rate if frame_rate is None else frame_rate)
         self._exposure = own_exposure if own_exposure > 0 else nan
+
+    def start(self) -> None:
+        if self._fault:
+            # It may have been unplugged.
+            self._capture.release()
+            self._capture = opened(self._given, self._source)
+        super().start()
 
     def _take(self, image: NDArray[np.uint8]) -> None:
         picture = self._read()
