@@ -5,6 +5,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
+from functools import lru_cache
 from typing import Any, Literal, cast, get_args, get_origin
 
 import msgspec
@@ -42,27 +43,35 @@ class Part:
         Of a frame without compression.
     array : ndarray or None
         The array that the bytes are of, if it is one; contiguous.
+    size : int
+        Bytes.
     """
 
-    __slots__ = ("header", "array", "data")
+    __slots__ = ("header", "array", "size", "_data")
 
     def __init__(self, value: Any) -> None:
+        self._data: memoryview | None = None
         if not is_array(value):
             value = _checked_view(value)
+        self.size: int = value.nbytes
         if is_array(value):
             self.array, order = _contiguous(value)
-            dtype = dtype_to_json(self.array.dtype)
-            self.header = BufferHeader(dtype=dtype, shape=list(self.array.shape), order=order)
-            self.data = flat_bytes(self.array)
+            self.header = BufferHeader(_dtype_text(self.array.dtype), self.array.shape, order)
         else:
             self.array = None
-            self.header = BufferHeader(size=value.nbytes)
-            self.data = value
+            self._data = value
+            self.header = BufferHeader(size=self.size)
 
     @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.data.nbytes
+    def data(self) -> memoryview:
+        """The bytes in one dimension."""
+        if self._data is None:
+            self._data = flat_bytes(self.array)
+        return self._data
+
+    def move(self, data: memoryview) -> None:
+        """The same bytes are elsewhere."""
+        self.array, self._data = None, data
 
 
 def flat_bytes(array: Any) -> memoryview:
@@ -98,12 +107,14 @@ def _contiguous(array: Any) -> tuple[Any, Literal["C", "F"]]:
         raise SerializationError(
             f"an array of dtype {array.dtype} cannot be sent, as it holds Python objects: convert it with .astype(...)"
         )
-    if isinstance(array, numpy.ma.MaskedArray):
-        raise SerializationError("a masked array would lose its mask: send .filled(...), or data and mask")
-    plain = numpy.asarray(array)
-    if plain.flags.c_contiguous:
-        return plain, "C"
-    return (plain, "F") if plain.flags.f_contiguous else (numpy.ascontiguousarray(plain), "C")
+    if type(array) is not numpy.ndarray:
+        if isinstance(array, numpy.ma.MaskedArray):
+            raise SerializationError("a masked array would lose its mask: send .filled(...), or data and mask")
+        array = numpy.asarray(array)
+    flags = array.flags
+    if flags.c_contiguous:
+        return array, "C"
+    return (array, "F") if flags.f_contiguous else (numpy.ascontiguousarray(array), "C")
 
 
 def dtype_to_json(dtype: Any) -> Any:
@@ -122,6 +133,19 @@ def dtype_to_json(dtype: Any) -> Any:
     }
 
 
+_dtype_text = lru_cache(maxsize=256)(dtype_to_json)
+
+
+@lru_cache(maxsize=256)
+def _dtype_of_text(text: str) -> Any:
+    """A dtype without fields; ValueError when it is none of numbers, text or bytes."""
+    import numpy
+
+    if not _DTYPE.fullmatch(text):
+        raise ValueError("unknown kind")
+    return numpy.dtype(text)
+
+
 def dtype_of_json(described: Any, depth: int = 0) -> Any:
     """The dtype that `dtype_to_json` has described; whatever it is given, never one of objects.
 
@@ -130,13 +154,11 @@ def dtype_of_json(described: Any, depth: int = 0) -> Any:
     ProtocolError
         When it is none.
     """
-    import numpy
-
     try:
         if isinstance(described, str):
-            if not _DTYPE.fullmatch(described):
-                raise ValueError("unknown kind")
-            return numpy.dtype(described)
+            return _dtype_of_text(described)
+        import numpy
+
         if depth > _DEEPEST_DTYPE:
             raise ValueError("nested too deep")
         if isinstance(described, dict):
@@ -192,9 +214,9 @@ def take_out(value: Any) -> tuple[Any, list[Part]]:
     SerializationError
         When an array cannot be sent; says why.
     """
+    if is_array(value):
+        return {REFERENCE: 0}, [Part(value)]  # the usual case
     taking = _Taking()
-    if type(value) is bytes or is_array(value):
-        return taking.reference(value, REFERENCE), taking.parts  # the usual case
     tree = msgspec.to_builtins(value, builtin_types=_BYTES, enc_hook=taking.plain, str_keys=True)
     return taking.walk(tree), taking.parts
 
@@ -281,22 +303,22 @@ def receive(
             raise BufferLost("there is no shared memory")
         else:
             data = view(header.slot)
-        found.append(_restored(header, data))
+        found.append(_array(header, data) if header.dtype is not None else _memory(header, data))
     return found
 
 
-def _restored(header: BufferHeader, data: Any) -> Any:
-    if header.dtype is None:
-        size = header.size if header.size is not None else -1
-        return memoryview(_plain_bytes(header, data, size)).toreadonly()
+def _memory(header: BufferHeader, data: Any) -> memoryview:
+    size = header.size if header.size is not None else -1
+    return memoryview(_plain_bytes(header, data, size)).toreadonly()
+
+
+def _array(header: BufferHeader, data: Any) -> Any:
     import numpy
 
-    dtype = dtype_of_json(header.dtype)
-    shape = tuple(header.shape or ())
-    if any(type(length) is not int or length < 0 for length in shape):
-        raise ProtocolError(f"no shape: {str(shape)[:100]}")
+    dtype, shape = dtype_of_json(header.dtype), header.shape
     size = dtype.itemsize * math.prod(shape)
     try:
+        # Nothing is read of no bytes: a view of them would be refused.
         made = numpy.ndarray(shape, dtype, _plain_bytes(header, data, size) if size else b"", order=header.order)
     except (TypeError, ValueError) as exc:
         raise ProtocolError(f"no array of {header.dtype} and shape {str(shape)[:100]}: {exc}") from exc

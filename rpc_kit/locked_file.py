@@ -14,7 +14,7 @@ import stat
 import struct
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Self
 
 try:
@@ -169,10 +169,11 @@ class LockedFile:
         self._mapped.clear()
         self._words = memoryview(bytes(_HEADER)).cast("Q")
 
-    def _drop_locks(self) -> None:
+    def _drop_locks(self, close: Callable[[int], None] = os.close) -> None:
+        # When the interpreter ends, modules may be gone before this object.
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
-            os.close(descriptor)
+            close(descriptor)
 
     def _reopen(self) -> int:
         """A descriptor of another description, for locks of its own."""
@@ -240,9 +241,7 @@ class LockedFile:
 
     def retire(self, index: int, extent: tuple[int, int]) -> None:
         """Take the memory from a slot, held exclusively; OSError when that is impossible."""
-        memory = self.memory(index, extent, writable=True)
-        self.next_generation(index)
-        memory.madvise(mmap.MADV_REMOVE)
+        self.memory(index, extent, writable=True).madvise(mmap.MADV_REMOVE)
         self._set_extent(index, 0, 0)
         del self._mapped[index, True]
 

@@ -58,6 +58,9 @@ SlotRef = tuple[int, int, int, int, int]
 """Bytes in shared memory: slot, its generation, where they begin in it, how many they are, ticket (-1: none)."""
 
 
+Length = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class BufferHeader(Struct, omit_defaults=True):
     """Of an array: dtype, shape, and memory order; of other bytes: size; and where they are.
 
@@ -65,7 +68,7 @@ class BufferHeader(Struct, omit_defaults=True):
     """
 
     dtype: Any = None
-    shape: list[int] | None = None
+    shape: tuple[Length, ...] = ()
     order: Literal["C", "F"] = "C"
     size: int | None = None
     slot: SlotRef | None = None

@@ -5,7 +5,6 @@ it can be read. Nobody counts holds: whoever gets the exclusive lock may use the
 the pick-up the server holds the slot by a ticket, which the reader clears.
 """
 
-import contextlib
 import hmac
 import itertools
 import os
@@ -18,8 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import locked_file
+from .allocation import Allocation
 from .errors import BufferLost
-from .locked_file import MAX_SLOTS, SLOT, TICKETS, LockedFile, rounded
+from .locked_file import MAX_SLOTS, SLOT, TICKETS, LockedFile
 
 if TYPE_CHECKING:
     import numpy
@@ -49,6 +49,10 @@ class Usage:
     size: int
     slots: int
     held: int
+
+
+_holds: "dict[int, _Hold]" = {}
+"""By the id of the array: kept here, as a weak reference that has died itself calls nobody."""
 
 
 class _Hold:
@@ -86,15 +90,15 @@ class _Hold:
                 array.flags.writeable = False
         self._arrays.clear()
 
-    def _release(self, _: object) -> None:
-        # It runs in any thread, in the middle of anything: so it takes no lock.
-        _holds.pop(self._key, None)
-        with contextlib.suppress(OSError):
-            os.close(self._descriptor)
-
-
-_holds: dict[int, _Hold] = {}
-"""By the id of the array: kept here, as a weak reference that has died itself calls nobody."""
+    def _release(
+        self, _: object, holds: "dict[int, _Hold]" = _holds, close: Callable[[int], None] = os.close
+    ) -> None:
+        # It runs in any thread, in the middle of anything: so it takes no lock. At the end modules may be gone before.
+        holds.pop(self._key, None)
+        try:
+            close(self._descriptor)
+        except OSError:
+            pass
 
 
 class Slot:
@@ -231,9 +235,7 @@ class Ring(_Memory):
         self.path = file.path
         self.limit = limit
         self._clock = clock
-        # The header is for the others: what they might write into it is never used here.
-        self._extents: list[tuple[int, int]] = []
-        self._recent: list[int] = []
+        self._slots = Allocation(file, limit)
         self._tickets: dict[int, _Ticket] = {}
         self._unused = deque(range(TICKETS))
         self._numbers = itertools.count()
@@ -269,17 +271,12 @@ class Ring(_Memory):
     def allocate(self, size: int) -> Slot | None:
         """A slot that nobody holds, to be written; None when there is no memory left for one."""
         with self._lock, self._file as is_open:
-            if not is_open or size < 0 or rounded(max(size, 1)) > self.limit:
+            if not is_open:
                 return None
             self._sweep()
-            capacity = self._capacity(size)
             try:
-                return (
-                    self._take(size, 2 * capacity)
-                    or self._grow(size)
-                    or self._take(size, self.limit)
-                    or (self._grow(size) if self._retire(size) else None)
-                )
+                found = self._slots.take(size)
+                return self._slot(*found, size) if found is not None else None
             except OSError:
                 # Too many descriptors or mappings: without shared memory it works, too.
                 return None
@@ -338,8 +335,8 @@ class Ring(_Memory):
             if not is_open:
                 return Usage(self.limit, 0, 0, 0)
             self._sweep()
-            held = sum(map(self._file.is_held, self._recent))
-            return Usage(self.limit, self._size(), len(self._recent), held)
+            used = self._slots.used
+            return Usage(self.limit, self._slots.size, len(used), sum(map(self._file.is_held, used)))
 
     def close(self) -> None:
         """Remove the file; what lives of views stays. Idempotent."""
@@ -356,16 +353,7 @@ class Ring(_Memory):
         self._tickets.clear()
 
     def _extent(self, index: int) -> tuple[int, int]:
-        return self._extents[index] if index < len(self._extents) else (0, 0)
-
-    def _size(self) -> int:
-        return sum(capacity for _, capacity in self._extents)
-
-    def _capacity(self, size: int) -> int:
-        """What a slot of that size gets: in steps, so that arrays whose size varies a little fit."""
-        least = rounded(max(size, 1))
-        wanted = rounded(least, 1 << max(0, least.bit_length() - 4))
-        return wanted if wanted <= self.limit else least
+        return self._slots.extent(index)
 
     def _sweep(self) -> None:
         """Drop the tickets that were cleared, or that nobody will clear."""
@@ -379,64 +367,6 @@ class Ring(_Memory):
             # A handler of a signal may have closed the ring meanwhile.
             self._tickets.pop(index, None)
             self._unused.append(index)
-
-    def _take(self, size: int, most: int) -> Slot | None:
-        """A free slot that is large enough, the smallest first; of equal ones the last used, as its memory is warm."""
-        fitting = [index for index in reversed(self._recent) if size <= self._extents[index][1] <= most]
-        found = self._file.hold(sorted(fitting, key=lambda index: self._extents[index][1]), exclusive=True)
-        if found is None:
-            return None
-        self._recent.remove(found[0])
-        self._recent.append(found[0])
-        return self._slot(*found, size)
-
-    def _grow(self, size: int) -> Slot | None:
-        """A new slot, as far as there is room."""
-        room = self.limit - self._size()
-        wanted, least = self._capacity(size), rounded(max(size, 1))
-        if least > room:
-            return None
-        indexes = [index for index, extent in enumerate(self._extents) if not extent[1]]
-        if len(self._extents) < MAX_SLOTS:
-            indexes.append(len(self._extents))
-        found = self._file.hold(indexes, exclusive=True)
-        if found is None:
-            return None
-        index, descriptor = found
-        try:
-            extent = self._file.extend(index, wanted if wanted <= room else least)
-        except OSError:
-            os.close(descriptor)
-            return None
-        self._extents[index : index + 1] = [extent]
-        self._recent.append(index)
-        return self._slot(index, descriptor, size)
-
-    def _retire(self, size: int) -> bool:
-        """Give back the memory of free slots, the longest unused first, if that makes room for a new one."""
-        wanted, least = self._capacity(size), rounded(max(size, 1))
-        room = self.limit - self._size()
-        missing, dispensable = wanted - room, wanted - least
-        if least <= room:
-            # Either all slots are made, then one has to go; or the system has no memory, then it has to get some.
-            missing, dispensable = 1 if len(self._recent) == MAX_SLOTS else wanted, 0
-        taken: dict[int, int] = {}
-        try:
-            for index in self._recent:
-                found = self._file.hold([index], exclusive=True)
-                if found is not None:
-                    taken[index] = found[1]
-                    missing -= self._extents[index][1]
-                if missing <= 0:
-                    break
-            for index in taken if missing <= dispensable else ():
-                self._file.retire(index, self._extents[index])
-                self._extents[index] = (0, 0)
-                self._recent.remove(index)
-        finally:
-            for descriptor in taken.values():
-                os.close(descriptor)
-        return missing <= dispensable
 
 
 class RingClient(_Memory):

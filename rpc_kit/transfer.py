@@ -91,7 +91,8 @@ class ServerTransfer:
         self, reader: int | None, codec: Codec | UnsetType, parts: Sequence[Part]
     ) -> tuple[list[BufferHeader], list[Bytes]]:
         """The same for a reader of the shared memory, or a client that wants buffers compressed."""
-        headers, frames = [], []
+        headers: list[BufferHeader] = []
+        frames: list[Bytes] = []
         for part in parts:
             header, frame = self._load(part, reader, codec)
             headers.append(header)
@@ -101,10 +102,8 @@ class ServerTransfer:
 
     def keep(self, part: Part) -> None:
         """Make the bytes independent of whoever may write to them, in a slot if possible; a loan is not copied."""
-        if not part.data.readonly and part.size >= SHARED_FROM:
-            self.settle(part)
-        if not part.data.readonly:
-            part.data = memoryview(bytes(part.data))
+        if not part.data.readonly and (part.size < SHARED_FROM or self.settle(part) is None):
+            part.move(memoryview(bytes(part.data)))
 
     def settle(self, part: Part) -> tuple[Slot, int] | None:
         """The slot in which the bytes are from now on, and where they begin in it; None when there is none."""
@@ -113,17 +112,15 @@ class ServerTransfer:
         ring = self._ring()
         if ring is None:
             return None
-        source = numpy.frombuffer(part.data, numpy.uint8)
-        found = ring.find(source)
+        found = ring.find(numpy.frombuffer(part.data, numpy.uint8) if part.array is None else part.array)
         if found is None:
             slot = ring.allocate(part.size)
             if slot is None:
                 return None
-            numpy.copyto(slot.array, source)
+            numpy.copyto(slot.array, numpy.frombuffer(part.data, numpy.uint8))
             found = slot, 0
-            part.data = memoryview(cast(Any, slot.array))
+            part.move(memoryview(cast(Any, slot.array)).toreadonly())
         found[0].seal()
-        part.data = part.data.toreadonly()
         return found
 
     def usage(self) -> Usage | None:
@@ -144,7 +141,8 @@ class ServerTransfer:
             found = self.settle(part)
             ref = self._made.hand_over(*found, part.size, reader) if found and self._made is not None else None
             if ref is not None:
-                return replace(part.header, slot=ref), None
+                header = part.header
+                return BufferHeader(header.dtype, header.shape, header.order, header.size, ref), None
         if codec is not UNSET and part.size >= COMPRESSED_FROM:
             return compressed(part, codec)
         self.keep(part)
