@@ -48,7 +48,7 @@ class Allocation:
         )
 
     def _capacities(self, size: int) -> tuple[int, int]:
-        """What a slot of that size shall have, in steps, so that sizes that vary a little fit; and what it must have."""
+        """What a slot of that size should have, in steps, so that similar sizes fit; and what it must have."""
         least = rounded(max(size, 1))
         wanted = rounded(least, 1 << max(0, least.bit_length() - 4))
         return wanted if wanted <= self.limit else least, least

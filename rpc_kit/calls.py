@@ -256,6 +256,8 @@ class Calls:
             started, epoch = time.monotonic(), self.epoch
             if line.wait != wait:
                 line.socket.rcvtimeo = line.wait = wait
+            if buffers and self.transport == "inproc":
+                buffers = [bytes(each) for each in buffers]  # else the server would have the memory of the caller
             if buffers:
                 line.tracked = send_tracked(line.socket, [frame, *buffers])
             else:

@@ -212,9 +212,13 @@ class ClientEngine:
     ) -> tuple[Reply, list[memoryview], bool]:
         """The reply to a request with buffers, its frames, and whether the request went through shared memory."""
         request.buffers, frames, slots = self.transfer.load(parts)
-        reply, received = self.calls.exchange(request, timeout, name, parse_reply, frames)
-        if not slots or reply.success or reply.error_type != _BUFFER_LOST:
-            return reply, received, bool(slots)
+        shared = bool(slots)
+        try:
+            reply, received = self.calls.exchange(request, timeout, name, parse_reply, frames)
+        finally:
+            slots.clear()  # not to be kept by the traceback of an exception
+        if not shared or reply.success or reply.error_type != _BUFFER_LOST:
+            return reply, received, shared
         # Another run of the server listens now; it has executed nothing.
         request.buffers, frames = [part.header for part in parts], [part.data for part in parts]
         reply, received = self.calls.exchange(request, timeout, name, parse_reply, frames)

@@ -154,6 +154,7 @@ class Endpoint:
                     call = self._next()
                     if call is not None:
                         self._run(call)
+                        call = None  # who waits for the next one keeps no arguments, which may be in shared memory
                 self._turn_away()
         finally:
             self._stopping = True

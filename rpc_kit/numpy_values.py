@@ -74,7 +74,7 @@ def _scalar_type(expected: Any) -> Any:
     """The class of the items in an annotation; None when it leaves that open."""
     dtype = (get_args(expected) or (None,))[-1]
     kind = (get_args(dtype) or (None,))[0]
-    return kind if isinstance(kind, type) else None
+    return kind if isinstance(kind, type) and kind is not Any else None
 
 
 def same_arrays(one: object, other: object) -> bool:

@@ -22,6 +22,7 @@ from .sockets import (
     Watch,
     ZmqContext,
     ZmqSocket,
+    bind_beside,
     readable,
     receive_request,
     send_reply,
@@ -160,6 +161,7 @@ class StreamSender:
                 self._opened = server_socket_beside(
                     self._context, zmq.ROUTER, self._address, self._further, "streams"
                 )
+                bind_beside(*self._opened)
                 self._opened[0].setsockopt(zmq.ROUTER_MANDATORY, 1)
                 self._thread.start()
             address = self._opened[1]

@@ -11,6 +11,7 @@ import zmq
 from msgspec import UNSET
 
 from .addresses import Address
+from .buffers import put_back, receive
 from .calls import Calls
 from .errors import ClientClosed, ProtocolError, RPCError, ServerLost
 from .messages import InitSignals, SignalEvent, Subscribed
@@ -21,6 +22,7 @@ from .sockets import (
     end_monitor,
     monitor_connections,
     readable,
+    receive_rest,
     server_socket,
 )
 from .wire import confirmation_topic, event_topic, parse_published
@@ -176,7 +178,11 @@ class RPCSignalReceiver:
                 body = socket.recv(zmq.NOBLOCK)  # there with the first frame, or never
             except zmq.Again:
                 raise ProtocolError(f"{self._calls.url} sent an event without a body") from None
-            self._on_message(*parse_published(topic, body))
+            frames = receive_rest(socket)
+            name, event = parse_published(topic, body)
+            if isinstance(event, SignalEvent) and event.buffers:
+                event.args = put_back(event.args, receive(event.buffers, frames, None))
+            self._on_message(name, event)
         return True
 
     def _verify(self, socket: ZmqSocket) -> None:

@@ -69,7 +69,11 @@ class ServerTransfer:
         size = kind.itemsize * math.prod(lengths)
         ring = self._ring() if size else None
         slot = ring.allocate(size) if ring is not None else None
-        return numpy.empty(lengths, kind) if slot is None else slot.array.view(kind).reshape(lengths)
+        if ring is None or slot is None:
+            return numpy.empty(lengths, kind)
+        made = slot.array.view(kind).reshape(lengths)
+        ring.find(made)  # so that it becomes read-only with the slot, also when only a view of it is sent
+        return made
 
     def reader(self, proof: Proof) -> int | None:
         """Which reader of the shared memory a client is; None when it is none."""

@@ -8,11 +8,7 @@ from typing import Any
 
 from rpc_kit.errors import BufferLost
 from rpc_kit.sharedmem import Ring, RingClient, Slot
-
-
-def pattern(seed: int, size: int) -> bytes:
-    """Bytes that tell one frame from another."""
-    return (bytes((seed + number) % 256 for number in range(256)) * (size // 256 + 1))[:size]
+from tests.rings import pattern
 
 
 class User:
@@ -78,9 +74,9 @@ class User:
                 said = "viewed"
             except BufferLost:
                 said = f"lost {self.memory.allocate(1)}"
-            self.memory.close()
             os.write(answer, said.encode())
             os.read(self.pipe[0], 1)
+            self.memory.close()
             sys.exit()
         return {"child": child, "said": os.read(answers, 100).decode()}
 

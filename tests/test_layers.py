@@ -12,7 +12,7 @@ PACKAGES = ("rpc_kit", "registry")
 ORDER = """
     rpc_kit.errors rpc_kit.numpy_values
     rpc_kit.compression
-    rpc_kit.locked_file rpc_kit.sharedmem
+    rpc_kit.locked_file rpc_kit.allocation rpc_kit.sharedmem
     rpc_kit.convert rpc_kit.signals rpc_kit.properties rpc_kit.methods
     rpc_kit.messages rpc_kit.buffers rpc_kit.interface rpc_kit.wire rpc_kit.journal rpc_kit.dispatch rpc_kit.addresses
     rpc_kit.folders rpc_kit.mdns rpc_kit.discovery rpc_kit.process rpc_kit.sockets rpc_kit.connections

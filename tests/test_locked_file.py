@@ -1,9 +1,7 @@
 """Files in memory with locks: who may make, open and remove them."""
 
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,16 +12,16 @@ from rpc_kit import locked_file
 from rpc_kit.locked_file import LockedFile
 from rpc_kit.sharedmem import Ring, RingClient
 from tests.real.parts import require
+from tests.rings import memory_folder
 
 NAME = "rpc-kit-0123456789abcdef"
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder in memory that no other program cleans up."""
-    made = tempfile.mkdtemp(prefix="rpc-kit-tests-", dir="/dev/shm")
-    yield Path(made)
-    shutil.rmtree(made)
+    """A folder in memory."""
+    with memory_folder() as made:
+        yield Path(made)
 
 
 @pytest.fixture

@@ -4,11 +4,7 @@ import contextlib
 import gc
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -25,12 +21,9 @@ from rpc_kit.errors import BufferLost
 from rpc_kit.locked_file import MAX_SLOTS, TICKETS
 from rpc_kit.sharedmem import PICK_UP_TIME, Ring, RingClient, Slot, SlotRef, Usage
 from tests.devices import LIMIT
-from tests.helpers import PROJECT, FakeClock, Program, in_thread, wait_until
-from tests.real.parts import require
-from tests.ring_user import pattern
+from tests.helpers import FakeClock, Program, in_thread, wait_until
+from tests.rings import MIB, PAGE, filled, handed, held, lent, make_slots, memory_folder, opened, output_of, pattern
 
-MIB = 1 << 20
-PAGE = 4096
 NOBODY = 12345
 
 
@@ -56,10 +49,9 @@ class Peer:
 
 @pytest.fixture
 def folder() -> Iterator[str]:
-    """A folder in memory that no other program cleans up."""
-    made = tempfile.mkdtemp(prefix="rpc-kit-tests-", dir="/dev/shm")
-    yield made
-    shutil.rmtree(made)
+    """A folder in memory."""
+    with memory_folder() as made:
+        yield made
 
 
 @pytest.fixture
@@ -108,45 +100,6 @@ def peer(spawn: Callable[..., Program]) -> Callable[..., Peer]:
 def reader(peer: Callable[..., Peer], ring: Ring) -> Peer:
     """A client in another process."""
     return peer("open", ring.path)
-
-
-def opened(ring: Ring) -> RingClient:
-    made = RingClient.open(ring.describe(), os.path.dirname(ring.path))
-    assert made is not None
-    return made
-
-
-def filled(ring: Ring | RingClient, size: int = PAGE, seed: int = 0) -> Slot:
-    """A slot with a pattern."""
-    slot = ring.allocate(size)
-    assert slot is not None
-    slot.array.data[:] = pattern(seed, size)
-    return slot
-
-
-def make_slots(ring: Ring, *sizes: int) -> None:
-    """Free slots of certain sizes."""
-    _ = [filled(ring, size) for size in sizes]
-
-
-def handed(ring: Ring, client: RingClient | int, slot: Slot, offset: int = 0, size: int | None = None) -> SlotRef:
-    """A whole slot, or a part of it, on its way to a reader."""
-    row = client if isinstance(client, int) else client.proof[1]
-    ref = ring.hand_over(slot, offset, slot.array.nbytes if size is None else size, row)
-    assert ref is not None
-    return ref
-
-
-def lent(ring: Ring, client: RingClient, size: int = PAGE, seed: int = 0) -> Any:
-    """What a client sees of a new slot."""
-    return client.view(handed(ring, client, filled(ring, size, seed)))
-
-
-def held(ring: Ring) -> int:
-    return ring.usage().held
-
-
-# One process.
 
 
 def test_client_sees_what_the_server_has_written(ring: Ring, client: RingClient) -> None:
@@ -497,145 +450,6 @@ def test_readers_are_told_from_each_other(ring: Ring) -> None:
         client.close()
 
 
-# Growth.
-
-
-@pytest.mark.parametrize(
-    ("size", "capacity"),
-    [
-        (1, PAGE), (PAGE + 1, 2 * PAGE), (100_000, 106_496), (MIB, MIB), (MIB + 1, MIB + MIB // 8),
-        (3 * MIB + 1, 3 * MIB + MIB // 4), (4 * MIB - 1, 4 * MIB),
-    ],
-)  # fmt: skip
-def test_capacity_has_steps(ring: Ring, size: int, capacity: int) -> None:
-    """Sizes that differ by less than an eighth share a capacity."""
-    ring.allocate(size)
-
-    assert capacity == ring.usage().size
-
-
-def test_steps_keep_to_the_limit(create: Callable[..., Ring]) -> None:
-    """As many slots fit as the limit has room for, when it was made for a number of frames."""
-    frame = 9 * 64 * PAGE + PAGE
-    ring = create(4 * frame)
-    slots = [ring.allocate(frame) for _ in range(5)]
-
-    assert [True] * 3 == [slot is not None for slot in slots[:3]]
-    assert slots[4] is None
-    assert ring.usage().size <= 4 * frame
-
-
-def test_sizes_that_vary_a_little_need_one_slot(ring: Ring) -> None:
-    """Nothing is made anew for them."""
-    for size in range(900_000, 917_000, 1000):
-        filled(ring, size)
-
-    assert 1 == ring.usage().slots
-
-
-def test_limit(create: Callable[..., Ring]) -> None:
-    """No more than the limit; what is released is used again."""
-    ring = create(MIB)
-    slots = [ring.allocate(MIB // 4) for _ in range(5)]
-    assert [True] * 4 + [False] == [slot is not None for slot in slots]
-    assert Usage(MIB, MIB, 4, 4) == ring.usage()
-    del slots[1]
-
-    assert ring.allocate(MIB // 4) is not None
-    assert Usage(MIB, MIB, 4, 3) == ring.usage()
-
-
-def test_large_slot_serves_what_is_small_when_there_is_no_room(create: Callable[..., Ring]) -> None:
-    """A slot is better too large than none."""
-    ring = create(MIB)
-    ring.allocate(MIB)
-    slot = ring.allocate(100)
-
-    assert slot is not None
-    assert Usage(MIB, MIB, 1, 1) == ring.usage()
-
-
-def test_free_slots_are_retired_for_a_larger_one(create: Callable[..., Ring]) -> None:
-    """Slots that nobody holds give their memory to what does not fit; those that are held stay as they are."""
-    ring = create(MIB)
-    client = opened(ring)
-    views = [lent(ring, client, MIB // 8, seed) for seed in range(8)]
-    old = client.reference(filled(client)) if client.allocate(1) else None
-    assert old is None
-    assert ring.allocate(MIB // 2) is None
-    del views[1:5]
-    before = os.stat(ring.path).st_blocks
-    slot = filled(ring, MIB // 2, seed=77)
-
-    assert Usage(MIB, MIB, 5, 5) == ring.usage()
-    assert before == os.stat(ring.path).st_blocks
-    view = client.view(handed(ring, client, slot))
-    assert pattern(77, MIB // 2) == view.tobytes()
-    assert [pattern(seed, MIB // 8) for seed in (0, 5, 6, 7)] == [each.tobytes() for each in views]
-    client.close()
-
-
-def test_room_for_the_size_alone_is_enough(create: Callable[..., Ring]) -> None:
-    """Without room for the next step a slot has what is needed."""
-    ring = create(99 * PAGE)
-    kept = filled(ring, 36 * PAGE - 3)
-    make_slots(ring, *[PAGE] * 63)
-    slot = ring.allocate(63 * PAGE - 5)
-
-    assert slot is not None and kept is not None
-    assert 99 * PAGE == ring.usage().size
-
-
-def test_nothing_is_retired_in_vain(create: Callable[..., Ring]) -> None:
-    """Without enough room in the end all slots stay."""
-    ring = create(MIB)
-    slots = [ring.allocate(MIB // 4) for _ in range(4)]
-    del slots[1:3]
-
-    assert ring.allocate(MIB * 3 // 4) is None
-    assert Usage(MIB, MIB, 4, 2) == ring.usage()
-
-
-def test_reference_to_a_retired_slot_is_lost(create: Callable[..., Ring], clock: FakeClock) -> None:
-    """Also before the slot is made anew nobody sees its empty memory."""
-    ring = create(MIB)
-    client = opened(ring)
-    small, large = filled(ring, MIB // 4), filled(ring, MIB * 3 // 4)
-    late = handed(ring, client, small)
-    held_ref = handed(ring, client, large)
-    del small, large
-    assert pattern(0, 5) == client.view(held_ref)[:5].tobytes()
-    clock.advance(PICK_UP_TIME)
-    filled(ring, MIB)
-
-    for ref in (late, held_ref):
-        with pytest.raises(BufferLost):
-            client.view(ref)
-    client.close()
-
-
-def test_memory_is_given_back(create: Callable[..., Ring]) -> None:
-    """Sizes that grow and shrink do not take more memory than the limit."""
-    ring = create(MIB)
-    for step in range(50):
-        filled(ring, (step * 37 % 16 + 1) * 64 * 1024 - 5)
-
-    assert 0 < os.stat(ring.path).st_blocks * 512 <= MIB + 16 * PAGE
-    assert ring.usage().size <= MIB
-
-
-def test_number_of_slots_is_limited(create: Callable[..., Ring]) -> None:
-    """There are 255; then a free one has to go for another size."""
-    ring = create(64 * MIB)
-    slots = [ring.allocate(PAGE) for _ in range(MAX_SLOTS)]
-    assert None not in slots
-    assert ring.allocate(PAGE) is None
-    del slots[17]
-    assert ring.allocate(MIB) is not None
-
-    assert MAX_SLOTS == ring.usage().slots
-
-
 def test_client_does_not_make_slots(ring: Ring, client: RingClient) -> None:
     """A client takes what is there: the smallest that is large enough."""
     assert client.allocate(1) is None
@@ -660,7 +474,24 @@ def test_client_takes_a_slot_in_its_new_size(create: Callable[..., Ring]) -> Non
     client.close()
 
 
-# The end.
+def test_slot_is_retired_while_a_client_takes_it(
+    create: Callable[..., Ring], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that has chosen a slot by a size that it has no longer goes without."""
+    ring = create(MIB)
+    client = opened(ring)
+    make_slots(ring, MIB // 4)
+    hold = client._file.hold
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        make_slots(ring, MIB)
+        return hold(*arguments, **options)
+
+    monkeypatch.setattr(client._file, "hold", late)
+    assert client.allocate(9) is None
+    assert 0 == held(ring)
+    assert client.allocate(MIB) is not None
+    client.close()
 
 
 def test_views_outlive_their_ring(ring: Ring, client: RingClient) -> None:
@@ -797,9 +628,6 @@ def test_no_shared_memory(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ring.close()
 
 
-# Threads.
-
-
 def test_threads(ring: Ring) -> None:
     """Servers and clients use a ring from many threads; nobody sees what is not meant for him."""
     failures: list[object] = []
@@ -878,9 +706,6 @@ def test_signal_handler_closes_in_the_middle(ring: Ring, client: RingClient) -> 
         signal.signal(signal.SIGALRM, before)
 
     assert not os.path.exists(ring.path)
-
-
-# Processes.
 
 
 def test_frames_between_processes(ring: Ring, reader: Peer) -> None:
@@ -980,13 +805,16 @@ def test_child_of_a_server(peer: Callable[..., Peer], folder: str) -> None:
     assert not server.allocate("next", MIB, 2)
     del view
     assert server.allocate("next", MIB, 2)
-    os.kill(server.program.pid, signal.SIGSTOP)
+    server.end_child()
     assert RingClient.open(described, folder) is not None
+    child = psutil.Process(server.fork()["child"])
+    child.suspend()
     os.kill(server.program.pid, signal.SIGKILL)
     server.program.process.wait(LIMIT)
 
     assert RingClient.open(described, folder) is None
     client.close()
+    child.resume()
 
 
 CHILD_EXITS = """
@@ -1000,16 +828,6 @@ print(os.path.exists(ring.path), ring.allocate(5) is not None)
 """
 
 
-def output_of(source: str, *arguments: str, prefix: tuple[str, ...] = ()) -> str:
-    """What a program prints; it has to end well."""
-    ran = subprocess.run(
-        [*prefix, sys.executable, "-W", "ignore", "-c", source, *arguments],
-        cwd=PROJECT, capture_output=True, text=True, timeout=LIMIT,
-    )  # fmt: skip
-    assert [0, ""] == [ran.returncode, ran.stderr]
-    return ran.stdout.strip()
-
-
 def test_ring_that_was_not_closed_is_removed_at_exit(folder: str) -> None:
     """By the process that has made it, not by its child."""
     assert "True True" == output_of(CHILD_EXITS, folder)
@@ -1017,43 +835,25 @@ def test_ring_that_was_not_closed_is_removed_at_exit(folder: str) -> None:
     assert [] == os.listdir(folder)
 
 
-FULL = """
-import sys
+END = """
+import os, sys
 from rpc_kit.sharedmem import Ring, RingClient
-ring = Ring.create(64 << 20, sys.argv[1])
+os.cycle = lambda: os  # then the module is gone before all objects
+ring = Ring.create(1 << 20, sys.argv[1])
 client = RingClient.open(ring.describe(), sys.argv[1])
-slots = [ring.allocate(1 << 20) for _ in range(5)]
-for slot in slots:
-    if slot is not None:
-        slot.array[:] = 7
-print([slot is not None for slot in slots], ring.usage().size >> 20)
-print(ring.allocate(3 << 20), ring.allocate(40 << 20))
-del slot, slots[:]
-print(ring.usage().held, ring.allocate(3 << 20).array[-1], ring.usage().slots)
-print(len(client.allocate(3 << 20).array))
+slot = ring.allocate(9)
+view = client.view(ring.hand_over(slot, 0, 9, client.proof[1]))
+cycle = [view, ring, client]
+cycle.append(cycle)
+sys.kept = sys.modules["rpc_kit.errors"].kept = cycle
 """
-MOUNTED = """
-import subprocess, sys
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", sys.argv[1]], check=True)
-"""
-LIMITED = """
-import resource
-resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))
-"""
-FILLED = "[True, True, True, False, False] 3\nNone None"
 
 
-def test_full_memory(folder: str) -> None:
-    """When the system has no memory left there are no more slots, and nobody dies; what is free is put together."""
-    require("unshare", "root", "process namespaces")
-    prefix = ("unshare", "--mount", "--propagation", "private")
+def test_end_of_the_interpreter(folder: str) -> None:
+    """Whatever lives until the end, and in whatever order it goes: nothing is left, and nothing said."""
+    assert "" == output_of(END, folder)
 
-    assert f"{FILLED}\n0 0 1\n{3 << 20}" == output_of(MOUNTED + FULL, folder, prefix=prefix)
-
-
-def test_limit_of_files(folder: str) -> None:
-    """Nor does anybody die of the limit that a process has for its files."""
-    assert f"{FILLED}" == "\n".join(output_of(LIMITED + FULL.split("del")[0], folder).splitlines()[:2])
+    assert [] == os.listdir(folder)
 
 
 DESCRIPTORS = """
@@ -1093,17 +893,14 @@ def test_too_many_descriptors(folder: str) -> None:
     assert "9" == well.split()[0]
 
 
-# Any order.
-
-
 class Shuffle(RuleBasedStateMachine):
     """A server and its clients do anything in any order; a model knows who holds what, and what is in it."""
 
     @initialize()
     def start(self) -> None:
-        self.folder = tempfile.mkdtemp(prefix="rpc-kit-tests-", dir="/dev/shm")
+        self.closing = contextlib.ExitStack()
         self.clock = FakeClock()
-        made = Ring.create(128 * PAGE, self.folder, self.clock)
+        made = Ring.create(128 * PAGE, self.closing.enter_context(memory_folder()), self.clock)
         assert made is not None
         self.ring = made
         self.clients = [opened(made), opened(made)]
@@ -1113,10 +910,10 @@ class Shuffle(RuleBasedStateMachine):
         self.tickets: list[tuple[SlotRef, RingClient, int, float]] = []
 
     def teardown(self) -> None:
-        if hasattr(self, "folder"):
+        if hasattr(self, "ring"):
             for each in (*self.clients, self.ring):
                 each.close()
-            shutil.rmtree(self.folder)
+            self.closing.close()
 
     def indexes(self) -> set[int]:
         return {index for _, _, index, _ in self.arrays} | {ref[0] for ref, *_ in self.tickets}
@@ -1128,7 +925,7 @@ class Shuffle(RuleBasedStateMachine):
 
     @rule(size=st.integers(0, 60 * PAGE))
     def allocate(self, size: int) -> None:
-        used = sum(self.ring._extents[index][1] for index in self.indexes())
+        used = sum(self.ring._extent(index)[1] for index in self.indexes())
         slot = self.ring.allocate(size)
         if slot is None:
             assert used + -(-max(size, 1) // PAGE) * PAGE > self.ring.limit
@@ -1138,7 +935,7 @@ class Shuffle(RuleBasedStateMachine):
 
     @rule(size=st.integers(0, 60 * PAGE), which=st.integers(0, 1))
     def allocate_argument(self, size: int, which: int) -> None:
-        free = [extent[1] for index, extent in enumerate(self.ring._extents) if index not in self.indexes()]
+        free = [self.ring._extent(index)[1] for index in range(MAX_SLOTS) if index not in self.indexes()]
         slot = self.clients[which].allocate(size)
         assert (slot is not None) == (max([0, *free]) >= max(size, 1))
         if slot is not None:
