@@ -191,17 +191,20 @@ def holds_buffers(value: Any) -> bool:
     kind = type(value)
     if kind in _SCALARS:
         return False
+    if kind is list or kind is tuple:
+        return any_holds_buffers(value)
     if isinstance(value, _BYTES) or is_array(value):
         return True
     if isinstance(value, dict):
-        return _any_holds(value.values())
+        return any_holds_buffers(value.values())
     if isinstance(value, _SEQUENCES):
-        return _any_holds(value)
+        return any_holds_buffers(value)
     names: Iterable[str] = getattr(kind, "__dataclass_fields__", getattr(kind, "__struct_fields__", ()))
     return any(holds_buffers(getattr(value, name, None)) for name in names)
 
 
-def _any_holds(values: Iterable[Any]) -> bool:
+def any_holds_buffers(values: Iterable[Any]) -> bool:
+    """Whether there is an array or a buffer anywhere in any of the values."""
     # Long lists of numbers are looked through at the speed of C.
     return not _SCALARS.issuperset(map(type, values)) and any(map(holds_buffers, values))
 

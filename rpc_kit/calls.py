@@ -53,7 +53,6 @@ MOST_REPLACEMENTS = 3
 LAST_READ = 1.0
 """How long libzmq may go on reading a buffer after its socket was closed, s."""
 
-_NO_BUFFERS = (UNSET, UNSET)
 _STOPPING, _REPLACED = type_name(ServerStopping()), type_name(ServerReplaced())
 
 R = TypeVar("R", bound=Reply)
@@ -152,6 +151,8 @@ class Calls:
     ----------
     route : str
         By which address of the server it is reached: another one of the same host may be faster than `url`.
+    transport : str
+        Of that address: tcp, ipc or inproc.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ class Calls:
     ) -> None:
         self.client_id = secrets.token_hex(8)
         self.url = url
-        self.route = url
+        self.use(url)
         self.epoch = ""
         self.max_request = sys.maxsize
         self.liveness = liveness
@@ -271,11 +272,12 @@ class Calls:
             # A server that could not even read the id replies without one.
             if reply.id != request_id and (reply.success or reply.id is not UNSET):
                 raise ProtocolError(f"{what}: the reply of {self.url} belongs to another request")
-            frames = receive_rest(line.socket) if (reply.info, reply.buffers) != _NO_BUFFERS else []
+            frames = receive_rest(line.socket) if reply.info is not UNSET or reply.buffers is not UNSET else []
         except BaseException as exc:
             if line is not None:
                 line.close()
-            self._heard, self.route = 0.0, self.url
+            self._heard = 0.0
+            self.use(self.url)
             if isinstance(exc, zmq.ZMQError):
                 raise self._translated(exc, what) from None
             raise
@@ -316,7 +318,7 @@ class Calls:
             logger.info("the server at %s is at %s now", self.url, url)
             self.url = url
             self._close_idle()
-        self.route = self.url
+        self.use(self.url)
         self._heard = time.monotonic()
 
     def _translated(self, exc: zmq.ZMQError, what: str) -> Exception:
@@ -332,10 +334,10 @@ class Calls:
             self._locate.close()
         self._close_idle()
 
-    @property
-    def transport(self) -> str:
-        """How the server is reached: tcp, ipc or inproc."""
-        return self.route.partition(":")[0]
+    def use(self, route: str) -> None:
+        """Reach the server at that address of it from now on."""
+        self.route = route
+        self.transport = route.partition(":")[0]
 
     @property
     def closed(self) -> bool:

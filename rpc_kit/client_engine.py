@@ -163,7 +163,7 @@ class ClientEngine:
         """Use the fastest way to the server that there is from here."""
         near = nearest(Address.parse(self.calls.url)) if inventory.ipc is not UNSET else None
         if near is not None and str(near) == inventory.ipc:
-            self.calls.route = inventory.ipc
+            self.calls.use(inventory.ipc)
         is_local = self.calls.route != self.calls.url or not self.calls.url.startswith("tcp://")
         self.transfer.attach(str(inventory.epoch), inventory.shm, is_local)
 
@@ -188,20 +188,19 @@ class ClientEngine:
         parts = take_buffers(request)
         if carries_buffers or parts:
             self.transfer.sign(request)
+        shared = False
         if not parts:
             reply, frames = self.calls.exchange(request, timeout, name, parse_reply)
-            shared = False
         else:
             reply, frames, shared = self._exchange_parts(request, timeout, name, parts)
-        if reply.epoch is not UNSET and reply.epoch != self.transfer.epoch:
+        if reply.epoch != self.transfer.epoch and reply.epoch is not UNSET:
             self._attach_again()
-        headers = reply.buffers
-        if headers is UNSET:
-            headers = [BufferHeader(size=len(frame)) for frame in frames]
+        if not frames and reply.buffers is UNSET:
+            self.stats.note(name, SHARED_MEMORY if shared else self.calls.transport)
+            return reply, []
+        headers = [BufferHeader(size=len(frame)) for frame in frames] if reply.buffers is UNSET else reply.buffers
         shared = shared or any(header.slot is not None for header in headers)
         self.stats.note(name, SHARED_MEMORY if shared else self.calls.transport)
-        if not headers:
-            return reply, []
         try:
             return reply, self.transfer.receive(headers, frames)
         except BufferLost as exc:
@@ -287,14 +286,21 @@ class ClientEngine:
         return failed
 
 
+def _attach_again(me: "weakref.ref[ClientEngine]") -> None:
+    engine = me()
+    if engine is not None:
+        engine._attach_again()
+
+
 def _open_stream(
     me: "weakref.ref[ClientEngine]", signal: BoundSignal, policy: Policy, every: int, timeout: float | None
 ) -> StreamReader:
     engine = me()
     if engine is None or engine.calls.closed:
         raise ClientClosed("this client is closed")
+    attach = partial(_attach_again, me)
     made = StreamReader(
-        engine._context, engine.calls, engine.transfer, signal, engine.stats.note, policy, every, timeout
+        engine._context, engine.calls, engine.transfer, signal, engine.stats.note, attach, policy, every, timeout
     )
     engine._streams.add(made)
     return made

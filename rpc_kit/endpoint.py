@@ -84,6 +84,8 @@ class Endpoint:
         Largest size of a request, bytes.
     view
         Gives the bytes of a slot in shared memory.
+    replied
+        Called on the device thread after each call, when its reply is on its way.
     abandoned
         Called on the standby thread when a method has not ended in time after `stop`, and its caller has been told.
     """
@@ -95,6 +97,7 @@ class Endpoint:
         dispatcher: Dispatcher,
         max_request: int,
         view: ViewSlot | None = None,
+        replied: Callable[[], None] = lambda: None,
         abandoned: Callable[[], None] = lambda: None,
     ) -> None:
         self._pid = os.getpid()
@@ -103,6 +106,7 @@ class Endpoint:
         self._journal = dispatcher.journal
         self._max_request = max_request
         self._view = view
+        self._replied = replied
         self._own = threading.Lock()
         self._waker = Waker()
         self._signals = Waker(for_signals=True)
@@ -286,7 +290,9 @@ class Endpoint:
             self._postponed.add(call, reply)
         else:
             self._reply(call, reply)
-        if time.monotonic() - started > SLOW:
+        took = time.monotonic() - started
+        self._replied()
+        if took > SLOW:
             self._slow.add(member)
         elif self._handed_over:
             self._slow.discard(member)

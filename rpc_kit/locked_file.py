@@ -14,6 +14,7 @@ import stat
 import struct
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Self
 
@@ -27,6 +28,8 @@ NAME = re.compile(r"rpc-kit-[0-9a-f]{16}")
 MAX_SLOTS = 255
 TICKETS = 1024
 READERS = 1 << 40
+MOST_SPARES = 16
+"""So many descriptors without locks are kept."""
 
 # Locks lie far beyond what the file holds. These places are the same in every version: they tell who is alive.
 OWNER = 1 << 50
@@ -63,6 +66,73 @@ def lock(descriptor: int, at: int, exclusive: bool) -> bool:
     return True
 
 
+def unlock(descriptor: int, at: int) -> None:
+    """Drop the lock of a byte."""
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, at, 1, 0))
+
+
+class Spares:
+    """Descriptors without locks, to be used again: opening and closing takes longer than locking and unlocking.
+
+    A description that a forked child has inherited is never unlocked, only closed: the child may hold what it locks.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[int] = []
+        self._is_closed = False
+
+    def take(self) -> int | None:
+        """One of them, if there is any."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return None
+
+    def give(self, descriptor: int, index: int, forks: int) -> None:
+        """Drop the lock of a slot that was locked when there had been so many forks; without waiting for anybody."""
+        try:
+            if forks != _forks[0] or self._is_closed or len(self._free) >= MOST_SPARES:
+                os.close(descriptor)
+                return
+            unlock(descriptor, SLOT + index)
+            self._free.append(descriptor)
+        except (OSError, TypeError):
+            return  # TypeError: modules are gone at the end of the process
+        if self._is_closed or forks != _forks[0]:
+            self.drop()
+
+    def drop(self) -> None:
+        """Close all of them."""
+        while (descriptor := self.take()) is not None:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+    def close(self) -> None:
+        """Close all of them, and those that are given later."""
+        self._is_closed = True
+        self.drop()
+
+
+_forks = [0]
+_all_spares: "weakref.WeakSet[Spares]" = weakref.WeakSet()
+
+
+def forks() -> int:
+    """How many forks there have been, counted twice."""
+    return _forks[0]
+
+
+def _around_fork() -> None:
+    # Before and after, in both processes: also what was locked by another thread in between is inherited.
+    _forks[0] += 1
+    for each in list(_all_spares):
+        each.drop()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_around_fork, after_in_parent=_around_fork, after_in_child=_around_fork)
+
+
 def is_locked(descriptor: int, at: int) -> bool:
     """Whether another description has a lock of any kind on a byte."""
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0)
@@ -95,6 +165,8 @@ class LockedFile:
         self._users = 0
         self._lock = threading.RLock()
         self._words = memoryview(bytes(_HEADER)).cast("Q")
+        self.spares = Spares()
+        _all_spares.add(self.spares)
         self._mapped: dict[tuple[int, bool], tuple[tuple[int, int], mmap.mmap]] = {}
         self.path = path
         self.secret = ""
@@ -166,6 +238,7 @@ class LockedFile:
 
     def _drop(self) -> None:
         self._drop_locks()
+        self.spares.close()
         self._mapped.clear()
         self._words = memoryview(bytes(_HEADER)).cast("Q")
 
@@ -187,7 +260,9 @@ class LockedFile:
 
         OSError when this process has too many descriptors.
         """
-        descriptor = self._reopen()
+        descriptor, before = self.spares.take(), forks()
+        if descriptor is None:
+            descriptor = self._reopen()
         try:
             for index in indexes:
                 if lock(descriptor, SLOT + index, exclusive):
@@ -195,7 +270,7 @@ class LockedFile:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)
+        self.spares.give(descriptor, 0, before)
         return None
 
     def is_held(self, index: int) -> bool:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import locked_file
 from .allocation import Allocation
 from .errors import BufferLost
-from .locked_file import MAX_SLOTS, SLOT, TICKETS, LockedFile
+from .locked_file import MAX_SLOTS, SLOT, TICKETS, LockedFile, Spares, forks
 
 if TYPE_CHECKING:
     import numpy
@@ -59,9 +59,19 @@ class _Hold:
     """Keeps a slot locked until an array dies; views of an array keep it alive."""
 
     def __init__(
-        self, array: Any, ring: object, descriptor: int, index: int, generation: int, start: int, is_sealed: bool
+        self,
+        array: Any,
+        ring: object,
+        spares: Spares,
+        descriptor: int,
+        index: int,
+        generation: int,
+        start: int,
+        is_sealed: bool,
     ) -> None:
         self.ring = ring
+        self._spares = spares
+        self._forks = forks()
         self.index = index
         self.generation = generation
         self.start = start
@@ -90,15 +100,10 @@ class _Hold:
                 array.flags.writeable = False
         self._arrays.clear()
 
-    def _release(
-        self, _: object, holds: "dict[int, _Hold]" = _holds, close: Callable[[int], None] = os.close
-    ) -> None:
+    def _release(self, _: object, holds: "dict[int, _Hold]" = _holds) -> None:
         # It runs in any thread, in the middle of anything: so it takes no lock. At the end modules may be gone before.
         holds.pop(self._key, None)
-        try:
-            close(self._descriptor)
-        except OSError:
-            pass
+        self._spares.give(self._descriptor, self.index, self._forks)
 
 
 class Slot:
@@ -174,7 +179,7 @@ class _Memory:
                 raise BufferLost(f"slot {index} of the shared memory holds no {size} bytes at {start}")
             memory = memoryview(self._file.memory(index, extent, writable=self._writes_all)).toreadonly()
             array = numpy.frombuffer(memory, numpy.uint8, size, start)
-            _Hold(array, self._own, descriptor, index, generation, start, is_sealed=True)
+            _Hold(array, self._own, self._file.spares, descriptor, index, generation, start, is_sealed=True)
         except BaseException:
             os.close(descriptor)
             raise
@@ -189,7 +194,8 @@ class _Memory:
             generation = self._file.next_generation(index)
             memory = self._file.memory(index, self._extent(index), writable=True)
             array = numpy.frombuffer(memory, numpy.uint8, size)
-            return Slot(array, _Hold(array, self._own, descriptor, index, generation, 0, is_sealed=False))
+            hold = _Hold(array, self._own, self._file.spares, descriptor, index, generation, 0, is_sealed=False)
+            return Slot(array, hold)
         except BaseException:
             os.close(descriptor)
             raise
@@ -239,6 +245,7 @@ class Ring(_Memory):
         self._tickets: dict[int, _Ticket] = {}
         self._unused = deque(range(TICKETS))
         self._numbers = itertools.count()
+        self._secret = file.secret.encode()
         self._unlink = weakref.finalize(self, locked_file.unlink, file.path)
         super().__init__(file)
 
@@ -259,14 +266,8 @@ class Ring(_Memory):
         return {"path": self.path}
 
     def admits(self, proof: tuple[str, int]) -> bool:
-        """Whether that is the proof of a client that has the ring open."""
-        secret, reader = proof
-        with self._file as is_open:
-            return (
-                is_open
-                and hmac.compare_digest(secret.encode(errors="replace"), self._file.secret.encode())
-                and self._file.is_reader(reader)
-            )
+        """Whether that is the proof of a client that has had the ring open; `_sweep` sees whether it lives still."""
+        return hmac.compare_digest(proof[0].encode(errors="replace"), self._secret)
 
     def allocate(self, size: int) -> Slot | None:
         """A slot that nobody holds, to be written; None when there is no memory left for one."""
@@ -290,6 +291,12 @@ class Ring(_Memory):
 
         if not self._file.is_open or not array.flags.c_contiguous or not array.size:
             return None
+        # The usual case is all of a loan: its base is the array that the slot is known by.
+        base: Any = array.base
+        hold = _holds.get(id(base))
+        if hold is not None and hold.ring is self._own and base.nbytes == array.nbytes:
+            hold.freeze(array)
+            return Slot(base, hold), hold.start
         passed: list[Any] = []
         base, hold = array, None
         while base is not None:
@@ -309,13 +316,13 @@ class Ring(_Memory):
         return Slot(base, hold), hold.start + first
 
     def hand_over(self, slot: Slot, offset: int, size: int, reader: int) -> SlotRef | None:
-        """Seal a slot and let a reader have a part of it; None when the reader is dead, or there are too many waiting.
+        """Seal a slot and let a reader have a part of it; None when too many wait for their readers.
 
         The slot is held until the reader has it, is dead, or has let `PICK_UP_TIME` pass.
         """
         hold = slot._hold
         with self._lock, self._file as is_open:
-            if not is_open or hold.ring is not self._own or not self._file.is_reader(reader):
+            if not is_open or hold.ring is not self._own:
                 return None
             if not self._unused:
                 self._sweep()
@@ -357,6 +364,8 @@ class Ring(_Memory):
 
     def _sweep(self) -> None:
         """Drop the tickets that were cleared, or that nobody will clear."""
+        if not self._tickets:
+            return
         now, alive = self._clock(), dict[int, bool]()
         for index, ticket in list(self._tickets.items()):
             if self._file.has_ticket(index) and now < ticket.deadline:

@@ -4,29 +4,32 @@ import threading
 
 
 class ClientStats:
-    """Which path calls and events took.
-
-    Attributes
-    ----------
-    paths : dict
-        Name of a method, property or signal to path to count.
-    """
+    """Which path calls and events took."""
 
     def __init__(self) -> None:
-        self.paths: dict[str, dict[str, int]] = {}
+        self._counts: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
 
     def note(self, member: str, path: str) -> None:
         """Count a call or an event."""
+        key = member, path
         with self._lock:
-            paths = self.paths.setdefault(member, {})
-            paths[path] = paths.get(path, 0) + 1
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    @property
+    def paths(self) -> dict[str, dict[str, int]]:
+        """Name of a method, property or signal to path to count."""
+        found: dict[str, dict[str, int]] = {}
+        with self._lock:
+            for (member, path), count in self._counts.items():
+                found.setdefault(member, {})[path] = count
+        return found
 
     def copy(self) -> "ClientStats":
         """As it is now."""
         made = ClientStats()
         with self._lock:
-            made.paths = {member: dict(paths) for member, paths in self.paths.items()}
+            made._counts = dict(self._counts)
         return made
 
     def __repr__(self) -> str:

@@ -55,6 +55,8 @@ class StreamReader:
         The signal of the client, by whose types arguments are converted.
     note
         Called with the path that each event took.
+    attach
+        Lets `transfer` use the shared memory of another run of the server.
     """
 
     def __init__(
@@ -64,11 +66,13 @@ class StreamReader:
         transfer: ClientTransfer,
         signal: BoundSignal,
         note: Callable[[str, str], None],
+        attach: Callable[[], None],
         policy: Policy,
         every: int,
         timeout: float | None,
     ) -> None:
         self.received = 0
+        self._attach = attach
         self._context = context
         self._calls, self._transfer, self._signal, self._note = calls, transfer, signal, note
         self._policy, self._every, self._timeout = policy, every, timeout
@@ -281,6 +285,8 @@ class StreamReader:
             address = nearest(Address.parse(self._calls.url).with_port(facts.stream_port))
         else:
             raise ProtocolError(f"the server at {self._calls.url} has no streams")
+        if facts.epoch is not UNSET and facts.epoch != self._transfer.epoch:
+            self._attach()
         asked = OpenStream(signal=self._signal.name, policy=self._policy, every=self._every, credit=self._window)
         self._transfer.sign(asked)
         self._path = address.transport

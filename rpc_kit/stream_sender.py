@@ -141,7 +141,7 @@ class StreamSender:
         self._opened: tuple[ZmqSocket, Address] | None = None
         self._worker: ThreadPoolExecutor | None = None
         self._waker = Waker()
-        self._closed = False
+        self._closed = self._dozes = False
         self._thread = threading.Thread(target=self._run, name="rpc-streams", daemon=True)
 
     def open(self) -> dict[str, Any]:
@@ -188,7 +188,7 @@ class StreamSender:
             with self._lock:
                 for reader in wanting:
                     reader.offer(event)
-                waits = any(reader.credit for reader in wanting)
+                waits = self._dozes or any(reader.credit for reader in wanting)
         if waits:
             self._waker.wake()
 
@@ -249,7 +249,10 @@ class StreamSender:
                     self._probe(socket)
                     probed = time.monotonic()
                 more = more or readable(socket)
-                watch.wait(0.0 if more else max(due, 0.01) if self._anything_waits() else None)
+                self._dozes = True  # said before the look, so that what comes after it wakes
+                self._dozes = not self._anything_waits()
+                watch.wait(0.0 if more else None if self._dozes else max(due, 0.01))
+                self._dozes = False
         except zmq.ContextTerminated:
             pass  # the server is ending
         except Exception:

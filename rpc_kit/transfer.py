@@ -51,6 +51,8 @@ class ServerTransfer:
         self._lock = threading.Lock()
         self._made: Ring | None = None
         self._pid = os.getpid()
+        self._prepared: Slot | None = None
+        self._lent = 0
         self._closed = limit <= 0
 
     def describe(self) -> dict[str, Any] | None:
@@ -68,12 +70,26 @@ class ServerTransfer:
         lengths = (shape,) if isinstance(shape, int) else tuple(shape)
         size = kind.itemsize * math.prod(lengths)
         ring = self._ring() if size else None
-        slot = ring.allocate(size) if ring is not None else None
+        slot = self._take(ring, size) if ring is not None else None
         if ring is None or slot is None:
             return numpy.empty(lengths, kind)
         made = slot.array.view(kind).reshape(lengths)
         ring.find(made)  # so that it becomes read-only with the slot, also when only a view of it is sent
         return made
+
+    def prepare(self) -> None:
+        """Take the slot of the next loan, of the size of the last one, while nobody waits for it."""
+        size, self._lent = self._lent, 0
+        if size and self._prepared is None and self._made is not None:
+            self._prepared = self._made.allocate(size)
+
+    def _take(self, ring: Ring, size: int) -> Slot | None:
+        """The slot that is prepared, or another one."""
+        slot, self._prepared, self._lent = self._prepared, None, size
+        if slot is None or slot.array.nbytes != size:
+            del slot  # its memory may be needed
+            slot = ring.allocate(size)
+        return slot
 
     def reader(self, proof: Proof) -> int | None:
         """Which reader of the shared memory a client is; None when it is none."""
@@ -134,7 +150,7 @@ class ServerTransfer:
     def close(self) -> None:
         """Give the shared memory back; idempotent."""
         with self._lock:
-            self._closed = True
+            self._closed, self._prepared = True, None
             if self._made is not None:
                 self._made.close()
 

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from . import messages
-from .buffers import MOST_BUFFERS, Part, holds_buffers, put_back, receive, take_out
+from .buffers import MOST_BUFFERS, Part, any_holds_buffers, holds_buffers, put_back, receive, take_out
 from .convert import decode_json, encode_json, encode_null
 from .errors import (
     MessageTooLarge,
@@ -189,7 +189,7 @@ def take_buffers(request: Request) -> list[Part]:
     try:
         if isinstance(request, MethodCall):
             params = request.params
-            if holds_buffers(params.args) or holds_buffers(params.kwargs):
+            if any_holds_buffers(params.args) or (params.kwargs and any_holds_buffers(params.kwargs.values())):
                 (args, kwargs), parts = take_out((params.args, params.kwargs))
                 request.params = Params(args, kwargs)
                 return parts
@@ -283,7 +283,8 @@ class ReplyWriter:
     def buffer(self, request: MethodCall, payload: Any, info: dict[str, Any]) -> Frames:
         """Success of a buffer method; raises TypeError or ValueError when it cannot be sent."""
         if request.id is UNSET:
-            return [encode_json(info), Part(payload).data]
+            # Without its proof and codec: who has no id knows nothing of either, and gets a frame.
+            return [encode_json(info), *self._load(MethodCall(method=request.method), [Part(payload)])[1]]
         (tree, _), parts = take_out((info, payload))
         headers, frames = self._load(request, parts)
         head = self._marked(request, {"success": True, "info": tree})

@@ -335,6 +335,7 @@ def test_timeout_loses_no_slot(joined: Any, monkeypatch: pytest.MonkeyPatch) -> 
             client.hesitate(number)
         device.released.set()
         assert [number] == client.number(picture(number))
+    device.last = None
 
     wait_until(lambda: 0 == held(device))
     assert 1 == number_of(client.image(1))
