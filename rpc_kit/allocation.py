@@ -56,7 +56,9 @@ class Allocation:
     def _reuse(self, least: int, most: int) -> tuple[int, int] | None:
         """A free slot, the smallest first; of equal ones the last used, as its memory is warm."""
         fitting = [index for index in reversed(self.used) if least <= self._extents[index][1] <= most]
-        found = self._file.hold(sorted(fitting, key=lambda index: self._extents[index][1]), exclusive=True)
+        if len(fitting) > 1:
+            fitting.sort(key=lambda index: self._extents[index][1])
+        found = self._file.hold(fitting, exclusive=True) if fitting else None
         if found is not None:
             self.used.remove(found[0])
             self.used.append(found[0])

@@ -299,7 +299,8 @@ class Calls:
         deadline = time.monotonic() + self.liveness
         # Another device may have got the url meanwhile.
         known = Entry("", "", "", self.url, epoch=self.epoch) if self.epoch else None
-        url = answering(self._context, [self.url], PROBE_TIME, known)
+        is_here = answering(self._context, [self.route], PROBE_TIME, known) is not None
+        url = self.url if is_here else None
         while url is None and not self._closed:
             entry = locate()
             if entry is not None:
@@ -318,7 +319,8 @@ class Calls:
             logger.info("the server at %s is at %s now", self.url, url)
             self.url = url
             self._close_idle()
-        self.use(self.url)
+        if not is_here:
+            self.use(self.url)
         self._heard = time.monotonic()
 
     def _translated(self, exc: zmq.ZMQError, what: str) -> Exception:

@@ -200,7 +200,7 @@ class Dispatcher:
         payload, info = _flat(method, result[0]), result[1]
         try:
             return self._writer.buffer(request, payload, info)
-        except (TypeError, ValueError) as exc:
+        except (TypeError, ValueError, RecursionError) as exc:
             raise SerializationError(f"{method.name}(): its info: {exc}") from exc
 
     def _property_get(self, request: PropertyGet) -> Frames:
@@ -210,7 +210,7 @@ class Dispatcher:
         value = getattr(self._device, member.name)
         try:
             return self._writer.value(request, value)
-        except (TypeError, ValueError) as exc:
+        except (TypeError, ValueError, RecursionError) as exc:
             raise SerializationError(f"{member.name}: its value of type {type(value).__name__}: {exc}") from exc
 
     def _property_set(self, request: PropertySet) -> Frames:

@@ -222,6 +222,7 @@ class LockedFile:
 
     def __del__(self) -> None:
         self._drop_locks()
+        self.spares.close()
 
     def close(self) -> None:
         """Drop the locks and the mappings, as soon as nobody uses them any more; idempotent."""

@@ -66,17 +66,13 @@ class ServerEngine:
         self._described = implemented_by(type(device), mixin)
         self._stopped_by: list[signal.Signals] = []
         wake_url = f"inproc://rpc-kit-{epoch}"
-        wanted = [Address.parse(url) for url in urls]
-        if not wanted or (len(wanted) > 1 and any(each.transport != "tcp" or each.is_wildcard for each in wanted)):
-            raise ValueError(f"a server listens at one url, or at tcp urls of several hosts, not at {', '.join(urls)}")
+        wanted = _addresses(urls)
         self.transfer = ServerTransfer(shared_memory if self.interface.carries_buffers else 0)
         self._socket, self.address = server_socket(context, zmq.ROUTER, wanted[0])
         try:
             self._beside = bind_beside(self._socket, self.address)
-            self.further = [
-                bind_also(self._socket, each if each.port else each.with_port(self.address.port or 0))
-                for each in wanted[1:]
-            ]
+            port = self.address.port or 0
+            self.further = [bind_also(self._socket, each if each.port else each.with_port(port)) for each in wanted[1:]]
             self._socket.bind(wake_url)
             signals = bound_signals(device, self.interface.signals)
             self.streams = StreamSender(context, self.address, epoch, list(signals), self.transfer, self.further)
@@ -274,6 +270,14 @@ class ServerEngine:
         method = self.interface.methods.get(call["member"])
         limit = method.mark.timeout if method is not None else methods.DEFAULT_TIMEOUT
         return limit is None or bool(call["seconds"] * 1000 <= limit)
+
+
+def _addresses(urls: Sequence[str]) -> list[Address]:
+    """Where a server listens."""
+    found = [Address.parse(url) for url in urls]
+    if not found or (len(found) > 1 and any(each.transport != "tcp" or each.is_wildcard for each in found)):
+        raise ValueError(f"a server listens at one url, or at tcp urls of several hosts, not at {', '.join(urls)}")
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -121,6 +121,10 @@ class Slot:
         self.array = array
         self._hold = hold
 
+    def freeze(self, array: Any) -> None:
+        """Make a view of the array read-only with it."""
+        self._hold.freeze(array)
+
     def seal(self) -> None:
         """Let others read; the array becomes read-only, with all for which `Ring.find` was asked. Idempotent."""
         self._hold.seal()
@@ -267,12 +271,12 @@ class Ring(_Memory):
 
     def admits(self, proof: tuple[str, int]) -> bool:
         """Whether that is the proof of a client that has had the ring open; `_sweep` sees whether it lives still."""
-        return hmac.compare_digest(proof[0].encode(errors="replace"), self._secret)
+        return self._file.is_open and hmac.compare_digest(proof[0].encode(errors="replace"), self._secret)
 
     def allocate(self, size: int) -> Slot | None:
         """A slot that nobody holds, to be written; None when there is no memory left for one."""
-        with self._lock, self._file as is_open:
-            if not is_open:
+        with self._lock:
+            if not self._file.is_open:
                 return None
             self._sweep()
             try:
@@ -321,8 +325,8 @@ class Ring(_Memory):
         The slot is held until the reader has it, is dead, or has let `PICK_UP_TIME` pass.
         """
         hold = slot._hold
-        with self._lock, self._file as is_open:
-            if not is_open or hold.ring is not self._own:
+        with self._lock:
+            if not self._file.is_open or hold.ring is not self._own:
                 return None
             if not self._unused:
                 self._sweep()

@@ -74,7 +74,7 @@ class ServerTransfer:
         if ring is None or slot is None:
             return numpy.empty(lengths, kind)
         made = slot.array.view(kind).reshape(lengths)
-        ring.find(made)  # so that it becomes read-only with the slot, also when only a view of it is sent
+        slot.freeze(made)  # also when only a view of it is sent
         return made
 
     def prepare(self) -> None:

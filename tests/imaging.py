@@ -286,7 +286,12 @@ def main() -> None:
     parser.add_argument("url")
     parser.add_argument("--memory", type=int)
     parser.add_argument("--codec")
+    parser.add_argument("--user", type=int, help="become that user once all is imported")
     options = parser.parse_args()
+    if options.user is not None:
+        os.setgroups([])
+        os.setgid(options.user)
+        os.setuid(options.user)
     roles: dict[str, Callable[..., None]] = {"serve": serve, "use": use}
     with zmq.Context() as context:
         roles[options.role](context, options)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import zmq
 
-from rpc_kit.wire import LONGEST_LOOK
+from rpc_kit.wire import LONGEST_LOOK, MAX_FRAMES
 from tests.helpers import Peer, Program, call, request
 
 
@@ -162,9 +162,15 @@ def test_over_limit(peer: Peer) -> None:
     assert 3 == peer.ask(call("add", 1, 2))["result"]
 
 
-@pytest.mark.parametrize("frames", [2, 3, 64, 65, 5000])
-def test_too_many_frames(peer: Peer, frames: int) -> None:
-    """Also when the first of them would be a valid request."""
-    reply = peer.ask(call("count"), *[b"x"] * (frames - 1))
-
-    assert "a request is one frame of JSON" in reply["error"]
+@pytest.mark.parametrize(
+    ("frames", "text"),
+    [
+        (2, "the request is one frame of JSON, got 2 frames"),
+        (MAX_FRAMES, f"the request is one frame of JSON, got {MAX_FRAMES} frames"),
+        (MAX_FRAMES + 1, f"a request is one frame of JSON and its buffers, got more than {MAX_FRAMES} frames"),
+        (5000, f"a request is one frame of JSON and its buffers, got more than {MAX_FRAMES} frames"),
+    ],
+)
+def test_too_many_frames(peer: Peer, frames: int, text: str) -> None:
+    """A valid request that names no buffers has no further frames, and none has more than there may be buffers."""
+    assert text == peer.ask(call("count"), *[b"x"] * (frames - 1))["error"]

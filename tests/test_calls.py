@@ -25,6 +25,15 @@ LIVENESS = 0.6
 
 
 @pytest.fixture
+def device(serve: Any, request: pytest.FixtureRequest) -> Any:
+    """An instrument; a test may give it options."""
+    return serve(**getattr(request, "param", {}))
+
+
+by_socket = pytest.mark.parametrize("device", [{"shared_memory": 0}], indirect=True, ids=["by_socket"])
+
+
+@pytest.fixture
 def relay(device: Any) -> Iterator[Relay]:
     """A relay to the device."""
     with Relay(device.port) as made:
@@ -142,6 +151,7 @@ def test_connection_cut_during_call(device: Any, relay: Relay, relayed: Any) -> 
     assert (["released"], 1) == (outcome, device.counted)
 
 
+@by_socket
 def test_slow_connection(device: Any, relay: Relay, relayed: Any) -> None:
     """A large reply over a slow link arrives, though it takes longer than `liveness`."""
     relay.seconds_per_byte = 1.5 / (4 << 20)
@@ -197,6 +207,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "PATIENCE", 1.0)
 
 
+@by_socket
 def test_large_reply_that_is_lost(
     impatient: None, device: Any, relay: Relay, relayed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,11 +197,12 @@ def test_non_finite_floats_are_written_as_by_json() -> None:
             b'{"x": NaN, "cell": [1, 2], "color": "red", "when": null}',
         ),
         ({np.int64(1): 2}, b'{"1":2}'), (collections.OrderedDict(a=1), b'{"a":1}'),
-        (collections.Counter("a"), b'{"a":1}'),
+        (collections.Counter("a"), b'{"a":1}'), (np.zeros((1, 2)), b"[[0.0,0.0]]"), (np.array(NAN), b"NaN"),
+        ({"a": np.array(["b"])}, b'{"a":["b"]}'), ([np.array([True])], b"[[true]]"),
     ],
 )  # fmt: skip
-def test_numpy_scalars_and_subclasses_are_encoded(value: Any, expected: bytes) -> None:
-    """NumPy scalars, nested too, and subclasses of the plain types are written as what they stand for."""
+def test_numpy_values_and_subclasses_are_encoded(value: Any, expected: bytes) -> None:
+    """NumPy's scalars and arrays, nested too, and subclasses of the plain types are written as what they stand for."""
     assert expected == encode_json(value)
 
 
@@ -253,7 +254,7 @@ def test_coercion(value: Any, expected: Any, converted: Any) -> None:
         ("soon", datetime), (5, datetime), (5.0, timedelta), (date(2020, 1, 1), datetime),
         ("a", Optional[int]), (True, int | str), (True, Optional[int]), ("c", Literal["a", "b"]),
         (True, Literal[1]), (1, Literal[True]), (1.0, Literal[1]), (1.5, (int, str)),
-        (0, Annotated[int, msgspec.Meta(ge=1)]), (1, Plain), (np.zeros(2), list[float]), ([1, 2], np.ndarray),
+        (0, Annotated[int, msgspec.Meta(ge=1)]), (1, Plain), (np.zeros(2), list[int]), ([1, [2, 3]], np.ndarray),
         (70_000, np.int16), (1.5, np.int16), (True, np.int16), (1, np.bool_),
         ("1.5", np.float64), (1e300, np.float32), (NAN, np.int16), (10**400, np.float64), (1, np.str_),
     ],
@@ -351,7 +352,7 @@ def test_is_instance_of_generic(value: Any, expected: Any, holds: bool) -> None:
     ("value", "culprit"),
     [
         (Plain(), "Plain"), ([{"a": (Plain(),)}], "Plain"), (Box(Plain()), "Plain"), (1 + 2j, "complex"),
-        (np.zeros(2), "numpy.ndarray"), ({"a": range(3)}, "range"),
+        ({"a": range(3)}, "range"),
         (print, "builtin_function_or_method"), (ValueError("x"), "ValueError"),
         ((each for each in ()), "generator"),
     ],

@@ -18,6 +18,7 @@ from rpc_kit import RPCProperty, RPCServer, RPCSignal
 from rpc_kit.dispatch import Dispatcher, Pending
 from rpc_kit.interface import Interface
 from rpc_kit.messages import AnyRequest, GetInventory, Malformed, MethodCall, Params, Ping, Register, Registration
+from rpc_kit.transfer import ServerTransfer
 from rpc_kit.wire import Frames, ReplyWriter, parse_request
 
 LIMIT = 1 << 20
@@ -134,6 +135,15 @@ class Host:
     def open_signals(self, version: int) -> dict[str, Any]:
         return {"signal_port": 9000 + version}
 
+    def open_streams(self) -> dict[str, Any]:
+        return {"stream_port": 9003}
+
+    def local_routes(self) -> dict[str, Any]:
+        return {"ipc": "ipc://@stage", "shm": {"path": "/dev/shm/stage"}}
+
+    def load(self) -> dict[str, Any]:
+        return {"streams": [{"signal": "moved"}]}
+
     def request_stop(self) -> None:
         raise PermissionError("not to be stopped")
 
@@ -151,7 +161,8 @@ class StoppableHost(Host):
 
 
 def make(device: Device, host: Host | None = None) -> Dispatcher:
-    return Dispatcher(device, Interface.of(type(device)), host or Host(), ReplyWriter("e0"))
+    writer = ReplyWriter("e0", ServerTransfer(0).load)
+    return Dispatcher(device, Interface.of(type(device)), host or Host(), writer)
 
 
 @pytest.fixture
@@ -232,17 +243,22 @@ def test_version_2(dispatcher: Dispatcher) -> None:
         key: value for key, value in failure.items() if key != "traceback"
     }
     inventory = json.loads(ask(dispatcher, '{"event":"GET_INVENTORY","id":["c",1]}'))
-    assert {"name": "stage-0", "max_request": LIMIT, **shared} == {
-        key: inventory[key] for key in ("name", "max_request", *shared)
+    local = {"ipc": "ipc://@stage", "shm": {"path": "/dev/shm/stage"}}
+    assert {"name": "stage-0", "max_request": LIMIT, **local, **shared} == {
+        key: inventory[key] for key in ("name", "max_request", *local, *shared)
     }
     assert {"success": True, "signal_port": 9002, **shared} == json.loads(
         ask(dispatcher, '{"event":"INIT_SIGNALS_HANDLING","id":["c",1]}')
     )
+    assert {"success": True, "stream_port": 9003, **shared} == json.loads(
+        ask(dispatcher, '{"event":"INIT_STREAMS","id":["c",1]}')
+    )
 
 
 def test_ping(dispatcher: Dispatcher) -> None:
-    """PING tells what runs, how many wait, and what became of a call."""
+    """PING tells what runs, how many wait, what the server gives away, and what became of a call."""
     facts = {"success": True, "epoch": "e0", "busy": {"member": "add", "seconds": 1.5}, "queued": 2}
+    facts["streams"] = [{"signal": "moved"}]
     assert dispatcher.journal.begin(("c", 1))
     dispatcher.journal.clock = lambda: 7.5
 
@@ -410,7 +426,8 @@ def test_traceback_is_of_limited_length(dispatcher: Dispatcher, device: Device) 
     [
         (object(), "give(): its result of type object: a value of type object cannot be sent"),
         ({"a": [1, 1j]}, "give(): its result of type dict: a value of type complex cannot be sent"),
-        (np.zeros(3), "give(): its result of type ndarray: a value of type numpy.ndarray cannot be sent"),
+        (np.array([None]), "give(): its result of type ndarray: an array of dtype object cannot be sent, as it holds"),
+        (np.ma.zeros(3), "give(): its result of type MaskedArray: a masked array would lose its mask"),
         (["\ud800"], "give(): its result of type list: 'utf-8' codec"),
         (10**5000, "give(): its result of type int: Exceeds the limit"),
     ],
@@ -434,13 +451,35 @@ def test_result_that_contains_itself(dispatcher: Dispatcher, device: Device) -> 
     assert call(dispatcher, "give")["error"].startswith("give(): its result of type list: ")
 
 
-def test_property_that_cannot_be_sent(dispatcher: Dispatcher, device: Device) -> None:
-    """The error names the property and the type."""
+@pytest.mark.parametrize("keys", ["", ',"id":["c",1]'])
+def test_property_that_cannot_be_sent(dispatcher: Dispatcher, device: Device, keys: str) -> None:
+    """The error names the property and the type, also when the value contains itself."""
     device.returns = {1, 1j}
+    read = '{"event":"PROPERTY_GET","property":"raw"%s}' % keys
+    assert "raw: its value of type set: a value of type complex cannot be sent as JSON" == (
+        json.loads(ask(dispatcher, read))["error"]
+    )
+    device.returns = [1]
+    device.returns.append(device.returns)
+    assert json.loads(ask(dispatcher, read))["error"].startswith("raw: its value of type list: ")
 
-    error = json.loads(ask(dispatcher, '{"event":"PROPERTY_GET","property":"raw"}'))["error"]
 
-    assert "raw: its value of type set: a value of type complex cannot be sent as JSON" == error
+@pytest.mark.parametrize("keys", [{}, {"id": ["c", 1]}])
+def test_info_that_contains_itself(dispatcher: Dispatcher, device: Device, keys: dict[str, Any]) -> None:
+    """So does that of an info."""
+    info: dict[str, Any] = {}
+    info["info"] = info
+    device.returns = (b"x", info)
+
+    assert call(dispatcher, "image", **keys)["error"].startswith("image(): its info: ")
+
+
+def test_arrays_of_version_1_are_lists(dispatcher: Dispatcher, device: Device) -> None:
+    """Without an id an array is a list of numbers, or an error that says what to do."""
+    device.returns = {"a": np.array([[1, 2]], ">u2")}
+    assert {"a": [[1, 2]]} == call(dispatcher, "give")["result"]
+    device.returns = np.zeros((1 << 20) + 1, bool)
+    assert "is not sent as a list: use a client of protocol version 2" in call(dispatcher, "give")["error"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, [None, math.nan], {"a": np.float32("nan")}])
@@ -473,15 +512,20 @@ def test_any_contiguous_buffer_is_sent(dispatcher: Dispatcher, device: Device, p
     assert (b"{}", memoryview(payload).tobytes()) == (head, bytes(body))
 
 
-def test_large_buffer_is_not_copied(dispatcher: Dispatcher, device: Device) -> None:
-    """The payload is a view of the device's own memory."""
-    image = np.zeros((4, 4))
-    device.returns = (image, {})
+@pytest.mark.parametrize("request_id", [UNSET, ("c", 1)])
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_buffer_is_sent_as_it_was(
+    dispatcher: Dispatcher, device: Device, request_id: Any, is_writable: bool
+) -> None:
+    """What the device may write to again, while the reply is on its way, is copied; all else is a view."""
+    image = np.zeros((512, 512), np.uint8)
+    device.returns = (image if is_writable else image.view(), {})
+    device.returns[0].flags.writeable = is_writable
 
-    _, body = dispatcher.answer(MethodCall(method="image"))
-    image[0, 0] = 1.0
+    _, body = dispatcher.answer(MethodCall(method="image", id=request_id))
+    image[0, 0] = 1
 
-    assert image.tobytes() == bytes(body)
+    assert (not is_writable, 1 << 18) == (bytes(body[:1]) == b"\1", len(body))
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ TYPES = DOCS / "types.md"
 RUN = {
     README: [],
     DOCS / "tutorial.md": [],
+    DOCS / "images.md": [],
     DOCS / "wire.md": [README],
     DOCS / "how-to" / "registry.md": [],
     TYPES: [],

@@ -105,4 +105,4 @@ def test_large_envelope(peer: Peer) -> None:
     replies = [peer.receive(), peer.receive()]
 
     assert [b"x" * LONGEST_MARK, b"", b'{"success":true,"result":3}'] == replies[0]
-    assert (1, True) == (len(replies[1]), b"a request is one frame of JSON" in replies[1][0])
+    assert (1, True) == (len(replies[1]), b"the request is not JSON" in replies[1][0])

@@ -555,6 +555,18 @@ def test_idle_client_follows(registry: DeviceRegistry, serve: Any, dial: Any, mo
     assert (1, 2, second.url) == (first.counted, second.counted, client.url)
 
 
+def test_idle_client_stays_on_the_nearest_way(registry: DeviceRegistry, serve: Any, dial: Any) -> None:
+    """A client that finds its device where it was goes on by ipc; one whose device has moved does so after a call."""
+    device = registered(serve, registry.url)
+    client = dial("left", registry=registry.url)
+    assert [1, 2] == [client.count(), client.count()]
+    assert {"count": {"ipc": 2}} == client.stats().paths
+    move(serve, registry.url, device)
+    assert [1, 2] == [client.count(), client.count()]
+
+    assert {"count": {"ipc": 4}} == client.stats().paths
+
+
 def test_properties_and_control_follow(registry: DeviceRegistry, serve: Any, dial: Any) -> None:
     """Whatever is asked first goes to where the device is."""
     device = registered(serve, registry.url)

@@ -6,16 +6,23 @@ import pytest
 from rpc_kit import messages
 from rpc_kit.messages import EventType, Request, RPCEvents
 
+CARRYING = {"buffers", "shm", "codec"}
+
 REQUESTS = {
-    messages.MethodCall: ("METHOD_CALL", {"id", "timeout", "since", "epoch", "method", "params"}, {"method"}),
-    messages.PropertyGet: ("PROPERTY_GET", {"id", "timeout", "since", "epoch", "property"}, {"property"}),
+    messages.MethodCall: (
+        "METHOD_CALL",
+        {"id", "timeout", "since", "epoch", "method", "params", *CARRYING},
+        {"method"},
+    ),
+    messages.PropertyGet: ("PROPERTY_GET", {"id", "timeout", "since", "epoch", "property", *CARRYING}, {"property"}),
     messages.PropertySet: (
         "PROPERTY_SET",
-        {"id", "timeout", "since", "epoch", "property", "value"},
+        {"id", "timeout", "since", "epoch", "property", "value", *CARRYING},
         {"property", "value"},
     ),
     messages.GetInventory: ("GET_INVENTORY", {"id", "timeout", "since", "epoch"}, set()),
     messages.InitSignals: ("INIT_SIGNALS_HANDLING", {"id", "timeout", "since", "epoch"}, set()),
+    messages.InitStreams: ("INIT_STREAMS", {"id", "timeout", "since", "epoch"}, set()),
     messages.StopServer: ("STOP_SERVER", {"id", "timeout", "since", "epoch"}, set()),
     messages.Ping: ("PING", {"id", "timeout", "since", "epoch", "call"}, set()),
     messages.Register: ("REGISTER", {"id", "timeout", "since", "epoch", "payload"}, {"payload"}),
@@ -44,7 +51,7 @@ def test_event_names() -> None:
     }  # fmt: skip
     registry = {"REGISTER", "REGISTER_ACK", "UNREGISTER", "CHECK_ALIVE", "RENEW", "ACK", "UNSUPPORTED"}
 
-    assert version_1 | {"PING"} == {*RPCEvents}
+    assert version_1 | {"PING", "INIT_STREAMS"} == {*RPCEvents}
     assert registry == {*EventType}
 
 

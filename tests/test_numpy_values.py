@@ -88,14 +88,15 @@ def test_numpy_that_is_imported_late() -> None:
 @pytest.mark.parametrize("value", [np.zeros(2), np.float32(1.5), 1.5, None, [1]])
 @pytest.mark.parametrize("imported", [True, False])
 def test_values(value: Any, imported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An array is an array and a scalar is made plain, if NumPy was imported; all else stays as it is."""
+    """An array is an array, and it and a scalar are made plain, if NumPy was imported; all else stays as it is."""
     if not imported:
         monkeypatch.delitem(sys.modules, "numpy")
     plain = numpy_values.plain(value)
-    is_scalar = imported and isinstance(value, np.generic)
+    is_numpy = imported and isinstance(value, (np.generic, np.ndarray))
 
     assert (imported and isinstance(value, np.ndarray)) is numpy_values.is_array(value)
-    assert plain is value or (is_scalar and (float, 1.5) == (type(plain), plain))
+    assert plain is value or (is_numpy and repr(value.tolist()) == repr(plain))
+    assert is_numpy is (plain is not value)
 
 
 @pytest.mark.parametrize(

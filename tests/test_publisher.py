@@ -1,11 +1,14 @@
 """The server's signals as plain SUB sockets of both protocol versions see them."""
 
+import contextlib
 import json
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import zmq
 
@@ -13,6 +16,8 @@ from rpc_kit import sockets
 from rpc_kit.addresses import Address
 from rpc_kit.publisher import Publisher
 from rpc_kit.signals import BoundSignal
+from rpc_kit.stream_sender import StreamSender
+from rpc_kit.transfer import ServerTransfer
 from tests.devices import LIMIT, Mode, Point, Scan
 from tests.helpers import Peer, request, wait_until
 
@@ -189,14 +194,26 @@ def test_other_transports(serve: Any, context: Any, tmp_path: Any, url: str) -> 
         assert [5] == json.loads(made.recv())["args"]
 
 
+@contextlib.contextmanager
+def publishing(
+    context: Any, url: str, streamed: frozenset[str] = frozenset(), **signals: BoundSignal
+) -> Iterator[Publisher]:
+    """A publisher without a device."""
+    address = Address.parse(url)
+    streams = StreamSender(context, address, "epoch", list(signals), ServerTransfer(0))
+    publisher = Publisher(context, address, "epoch", signals, streams, streamed)
+    yield publisher
+    publisher.close()
+    streams.close()
+
+
 def test_closed_publisher(context: Any) -> None:
     """After the end emitting does nothing, and nothing is opened."""
     ticked = BoundSignal(int)
-    publisher = Publisher(context, Address.parse("tcp://127.0.0.1:0"), "epoch", {"ticked": ticked})
-    publisher.open(1)
-    publisher.open(2)
-    for _ in range(2):
-        publisher.close()
+    with publishing(context, "tcp://127.0.0.1:0", ticked=ticked) as publisher:
+        publisher.open(1)
+        publisher.open(2)
+    publisher.close()
     ticked.emit(1)
 
     with pytest.raises(RuntimeError, match="the server is closed"):
@@ -205,9 +222,55 @@ def test_closed_publisher(context: Any) -> None:
 
 def test_port_that_cannot_be_bound(context: Any) -> None:
     """When no socket can be made the error is the handshake's, and the next one tries again."""
-    publisher = Publisher(context, Address.parse("tcp://192.0.2.1:0"), "epoch", {"ticked": BoundSignal(int)})
+    with publishing(context, "tcp://192.0.2.1:0", ticked=BoundSignal(int)) as publisher:
+        for version in (1, 2, 2):
+            with pytest.raises(OSError, match="cannot bind"):
+                publisher.open(version)
 
-    for version in (1, 2, 2):
-        with pytest.raises(OSError, match="cannot bind"):
-            publisher.open(version)
-    publisher.close()
+
+def until_one(made: Any) -> list[list[bytes]]:
+    """The events up to that with the argument 1."""
+    events = [made.recv_multipart()]
+    while [1] != json.loads(events[-1][-1])["args"]:
+        events.append(made.recv_multipart())
+    return events
+
+
+@pytest.mark.parametrize("array", [np.zeros((1, 2)), np.zeros((1 << 20) + 1)], ids=["small", "large"])
+def test_streamed_signals_are_not_published(context: Any, array: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Arrays of a stream go to those who read it; to all of version 1 as lists, if they are small enough."""
+    shown, ticked = BoundSignal(np.ndarray), BoundSignal(int)
+    with (
+        publishing(context, "tcp://127.0.0.1:0", frozenset({"shown"}), shown=shown, ticked=ticked) as publisher,
+        subscriber(context, f"tcp://127.0.0.1:{publisher.open(2)['event_port']}", b"", CONFIRMATION) as made,
+        subscriber(context, f"tcp://127.0.0.1:{publisher.open(1)['signal_port']}", b"") as plain,
+    ):
+        assert CONFIRMATION == made.recv()
+        assert made.recv()
+        wait_until(lambda: ticked.emit(0) or plain.poll(20))
+        shown.emit(array)
+        ticked.emit(1)
+        events, plain_events = until_one(made), until_one(plain)
+
+    assert {b"ticked\0"} == {each[0] for each in events}
+    lists = [each["args"] for (frame,) in plain_events if (each := json.loads(frame))["signal"] == "shown"]
+    assert ([[[[0.0, 0.0]]]] if array.size == 2 else []) == lists
+
+
+def test_arrays_of_other_signals(device: Any, context: Any) -> None:
+    """An array in a signal of any arguments is a frame of the event, as it was when it was emitted."""
+    frame = np.arange(6, dtype=np.uint8)
+    shown = BoundSignal(Any)
+    with (
+        publishing(context, "tcp://127.0.0.1:0", shown=shown) as publisher,
+        subscriber(context, f"tcp://127.0.0.1:{publisher.open(2)['event_port']}", b"shown", CONFIRMATION) as made,
+    ):
+        assert CONFIRMATION == made.recv()
+        assert made.recv()
+        shown.emit({"frame": frame, "number": 3})
+        frame[:] = 0
+        topic, body, data = made.recv_multipart()
+
+    event = json.loads(body)
+    assert (b"shown\0", [{"frame": {"$buffer": 0}, "number": 3}]) == (topic, event["args"])
+    assert ([{"dtype": "|u1", "shape": [6]}], bytes(range(6))) == (event["buffers"], data)

@@ -10,7 +10,7 @@ import pytest
 import zmq
 
 from registry import DeviceRegistry
-from rpc_kit import registrar, registration, server
+from rpc_kit import registrar, registration, server_engine
 from rpc_kit.errors import RegistryRefused
 from rpc_kit.interface import Interface
 from rpc_kit.lookup import RegistryClient
@@ -100,7 +100,7 @@ def test_wildcard_is_registered_by_addresses(
     registry: DeviceRegistry, serve: Any, connect: Any, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device that listens everywhere is registered by what can be connected to, all with its one port."""
-    monkeypatch.setattr(server, "own_addresses", lambda ipv6: ["192.0.2.7", "198.51.100.8"])
+    monkeypatch.setattr(server_engine, "own_addresses", lambda ipv6: ["192.0.2.7", "198.51.100.8"])
     device = serve(url="tcp://*:0")
     device.register_to_registry("scope", "", registry.url)
     with RegistryClient(registry.url, context) as client:
@@ -115,7 +115,7 @@ def test_wildcard_is_registered_by_addresses(
 
 def test_host_of_very_many_addresses(registry: DeviceRegistry, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host with more addresses than a registry takes, as one of many containers, is no reason to be refused."""
-    monkeypatch.setattr(server, "own_addresses", lambda ipv6: [f"192.0.2.{number}" for number in range(100)])
+    monkeypatch.setattr(server_engine, "own_addresses", lambda ipv6: [f"192.0.2.{number}" for number in range(100)])
     device = serve(url="tcp://*:0")
 
     assert "scope-0" == device.register_to_registry("scope", "", registry.url)
@@ -548,14 +548,14 @@ def test_addresses_change(
     registry: DeviceRegistry, serve: Any, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A host that gets other addresses is told to the registry, for the same entry under the same name."""
-    monkeypatch.setattr(server, "own_addresses", lambda ipv6: ["192.0.2.7"])
+    monkeypatch.setattr(server_engine, "own_addresses", lambda ipv6: ["192.0.2.7"])
     devices = [serve(url="tcp://*:0", alive_timeout=LEASE) for _ in range(2)]
     for device in devices:
         device.register_to_registry("scope", "left", registry.url, overwrite=False)
     before = registry.list()
     heard: list[Any] = []
     registry.device_changed.connect(heard.append)
-    monkeypatch.setattr(server, "own_addresses", lambda ipv6: ["198.51.100.8"])
+    monkeypatch.setattr(server_engine, "own_addresses", lambda ipv6: ["198.51.100.8"])
     wait_until(lambda: len(heard) == 2)
 
     expected = [(each.uuid, each.name, (each.address, each.addresses[1].replace("192.0.2.7", "198.51.100.8")))
@@ -570,11 +570,11 @@ def test_addresses_change_while_registry_is_gone(
     scripted: ScriptedRegistry, serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A change that the registry did not answer is told again."""
-    monkeypatch.setattr(server, "own_addresses", lambda ipv6: ["192.0.2.7"])
+    monkeypatch.setattr(server_engine, "own_addresses", lambda ipv6: ["192.0.2.7"])
     device = serve(url="tcp://*:0", alive_timeout=LEASE)
     device.register_to_registry("scope", "left", scripted.url)
     scripted.answers["REGISTER"] = None
-    monkeypatch.setattr(server, "own_addresses", lambda ipv6: ["198.51.100.8"])
+    monkeypatch.setattr(server_engine, "own_addresses", lambda ipv6: ["198.51.100.8"])
     wait_until(lambda: scripted.count("REGISTER") >= 3)
     del scripted.answers["REGISTER"]
     before = scripted.count("REGISTER")

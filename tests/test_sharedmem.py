@@ -411,13 +411,16 @@ def test_tickets_are_limited(ring: Ring, client: RingClient) -> None:
 
 
 def test_nothing_is_handed_to_nobody(ring: Ring, client: RingClient, create: Callable[..., Ring]) -> None:
-    """A reader that has closed gets nothing, nor does anybody get a slot of another ring."""
+    """What nobody will pick up is not waited for, and nobody gets a slot of another ring."""
     row = client.proof[1]
     slot, other = filled(ring), filled(create())
     client.close()
+    for reader in (row, NOBODY, -1, 1 << 40, 1 << 70):
+        ring.hand_over(slot, 0, 1, reader)
+    del slot
 
-    refused = [(slot, row), (slot, NOBODY), (slot, -1), (slot, 1 << 40), (slot, 1 << 70), (other, row)]
-    assert [None] * 6 == [ring.hand_over(each, 0, 1, reader) for each, reader in refused]
+    assert 0 == held(ring)
+    assert ring.hand_over(other, 0, 1, row) is None
 
 
 def test_tickets_of_a_closed_reader_are_dropped(ring: Ring, client: RingClient) -> None:
@@ -430,15 +433,13 @@ def test_tickets_of_a_closed_reader_are_dropped(ring: Ring, client: RingClient) 
 
 
 def test_proof(ring: Ring, client: RingClient, create: Callable[..., Ring]) -> None:
-    """Who has the ring open can prove it; nobody else, nor anybody afterwards."""
+    """Who has had the ring open can prove it; nobody else."""
     secret, row = client.proof
     assert [32, True] == [len(secret), ring.admits(client.proof)]
-    wrong = [("", row), ("é\ud800", row), ("0" * 32, row), (secret, NOBODY), (secret, -1), (secret, 1 << 70)]
+    wrong = [("", row), ("é\ud800", row), ("0" * 32, row)]
     assert [False] * len(wrong) == [ring.admits(proof) for proof in wrong]
-    assert not create().admits(client.proof)
-    client.close()
 
-    assert not ring.admits(client.proof)
+    assert not create().admits(client.proof)
 
 
 def test_readers_are_told_from_each_other(ring: Ring) -> None:
@@ -603,7 +604,6 @@ def test_only_holds_are_left_after_close(folder: str) -> None:
     with pytest.raises(BufferLost) as lost:
         client.view((0, 9, 0, 9, -1))
     client.close()
-    assert not ring.admits(client.proof)
     with pytest.raises(BufferLost) as also_lost:
         ring.view((0, 9, 0, 9, -1))
     ring.close()
@@ -732,7 +732,8 @@ def test_killed_reader_frees_all_it_had(ring: Ring, reader: Peer) -> None:
     reader.program.process.wait(LIMIT)
 
     assert 0 == held(ring)
-    assert ring.hand_over(filled(ring), 0, 1, row) is None
+    handed(ring, row, filled(ring))
+    assert 0 == held(ring)
 
 
 def test_view_outlives_a_killed_server(peer: Callable[..., Peer], folder: str) -> None:
@@ -785,7 +786,8 @@ def test_forked_child_does_not_keep_its_parent_alive(ring: Ring, reader: Peer) -
     os.kill(reader.program.pid, signal.SIGKILL)
     reader.program.process.wait(LIMIT)
     assert 1 == held(ring)
-    assert ring.hand_over(filled(ring), 0, 1, row) is None
+    handed(ring, row, filled(ring))
+    assert 1 == held(ring)
     child.resume()
 
     wait_until(lambda: held(ring) == 0)
@@ -868,6 +870,7 @@ def lend():
     return ring.hand_over(slot, 0, 9, client.proof[1])
 client.view(lend())
 ref = lend()
+spares = [each for used in (ring, client) for each in iter(used._file.spares.take, None)]
 resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
 wasted = []
 with contextlib.suppress(OSError):
@@ -878,7 +881,7 @@ try:
     client.view(ref)
 except BufferLost as exc:
     print(exc)
-for each in wasted:
+for each in wasted + spares:
     os.close(each)
 print(len(client.view(ref)), len(os.listdir("/proc/self/fd")))
 """

@@ -17,7 +17,7 @@ import zmq
 from registry import DeviceRegistry, register_device, unregister_device
 from registry.stores.memory import MemoryStore
 from registry.stores.sqlite import SqliteStore
-from rpc_kit import registrar, registration, server, subscriber, watching
+from rpc_kit import registrar, registration, server_engine, subscriber, watching
 from rpc_kit.lookup import RegistryClient
 from rpc_kit.messages import Entry, EventType, Registration
 from rpc_kit.registration import exchange
@@ -132,12 +132,12 @@ def test_addresses_of_device_change(
     registry: DeviceRegistry, serve: Any, watch: Watcher, replay: Replay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device whose host gets other addresses is changed, and nothing else."""
-    monkeypatch.setattr(server, "own_addresses", lambda ipv6: ["192.0.2.7"])
+    monkeypatch.setattr(server_engine, "own_addresses", lambda ipv6: ["192.0.2.7"])
     device = serve(url="tcp://*:0", alive_timeout=0.3)
     device.register_to_registry("scope", "left", registry.url)
     watch(replay, registry.url)
     wait_until(lambda: replay.heard)
-    monkeypatch.setattr(server, "own_addresses", lambda ipv6: ["198.51.100.8"])
+    monkeypatch.setattr(server_engine, "own_addresses", lambda ipv6: ["198.51.100.8"])
     wait_until(lambda: len(replay.heard) == 2)
 
     assert [("added", "left"), ("changed", "left")] == replay.heard

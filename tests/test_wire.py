@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from rpc_kit import messages, wire
+from rpc_kit.compression import Codec
 from rpc_kit.errors import (
     MessageTooLarge,
     ProtocolError,
@@ -106,13 +107,21 @@ def test_malformed_says_what_is_wrong(frame: bytes, text: str) -> None:
     assert len(str(request.error)) < 300
 
 
-@pytest.mark.parametrize(("count", "size", "told"), [(0, 0, "0"), (2, 2, "2"), (1000, 1, "more than 64")])
-def test_wrong_number_of_frames(count: int, size: int, told: str) -> None:
-    """A request is one frame."""
-    request = parse_request([b"x" * size] * count, LIMIT)
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "a request is one frame of JSON and its buffers, got no frames"),
+        (2, "the request is one frame of JSON, got 2 frames"),
+        (wire.MAX_FRAMES, "the request is one frame of JSON, got 1001 frames"),
+        (wire.MAX_FRAMES + 1, "a request is one frame of JSON and its buffers, got more than 1001 frames"),
+    ],
+)
+def test_wrong_number_of_frames(count: int, text: str) -> None:
+    """A request that names no buffers is one frame."""
+    request = parse_request(([b'{"event":"PING"}'] + [b"x"] * 2000)[:count], LIMIT)
 
     assert isinstance(request, Malformed)
-    assert f"a request is one frame of JSON, got {told} frames" == str(request.error)
+    assert text == str(request.error)
 
 
 @pytest.mark.parametrize(("limit", "kind"), [(16, messages.Ping), (15, Malformed)])
@@ -279,19 +288,33 @@ def test_version_2_replies_have_id_and_epoch(frames: list[Any], expected: dict[s
     assert {**expected, **SHARED} == json.loads(frame)
 
 
-@pytest.mark.parametrize("request_", [CALL, CALL_2])
-def test_buffer_is_not_copied(request_: MethodCall) -> None:
-    """The payload is a frame of its own, the very object that was given."""
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [(CALL, {"shape": [2, 3]}), (CALL_2, {"success": True, "info": {"shape": [2, 3]}, **SHARED})],
+)
+def test_buffer_is_not_copied(request_: MethodCall, expected: dict[str, Any]) -> None:
+    """The payload is a frame of its own, a view of what was given unless whoever decides how it travels copies it."""
     payload = bytearray(b"pixels")
+    writer = ReplyWriter("e0", lambda _, parts: ([part.header for part in parts], [part.data for part in parts]))
 
-    expected = {"shape": [2, 3]}
-    if request_ is CALL_2:
-        expected = {"success": True, "info": expected, **SHARED}
+    head, body = writer.buffer(request_, payload, {"shape": [2, 3]})
 
-    head, body = WRITER.buffer(request_, payload, {"shape": [2, 3]})
-
-    assert body is payload
+    assert payload is memoryview(body).obj
     assert expected == json.loads(head)
+
+
+def test_buffer_of_version_1_is_a_frame() -> None:
+    """Without an id nobody knows what else to do with it: proof and codec of such a request are none."""
+    seen = []
+
+    def load(request: messages.Carrying, parts: Any) -> Any:
+        seen.append((request.shm, request.codec))
+        return wire.as_frames(request, parts)
+
+    request = MethodCall(method="f", shm=("secret", 1), codec=Codec("zlib"))
+
+    assert [b"{}", b"pixels"] == ReplyWriter("e0", load).buffer(request, b"pixels", {})
+    assert [(UNSET, UNSET)] == seen
 
 
 @given(json_values)
