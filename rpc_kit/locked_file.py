@@ -96,16 +96,19 @@ class Spares:
                 return
             unlock(descriptor, SLOT + index)
             self._free.append(descriptor)
-        except (OSError, TypeError):
-            return  # TypeError: modules are gone at the end of the process
+        except (OSError, TypeError, AttributeError):
+            return  # not an OSError: modules are gone at the end of the process
         if self._is_closed or forks != _forks[0]:
             self.drop()
 
-    def drop(self) -> None:
+    def drop(self, close: Callable[[int], None] = os.close) -> None:
         """Close all of them."""
+        # At the end of the process modules may be gone before.
         while (descriptor := self.take()) is not None:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+            try:
+                close(descriptor)
+            except OSError:
+                pass
 
     def close(self) -> None:
         """Close all of them, and those that are given later."""
