@@ -8,7 +8,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import busy, calls, chart, heartbeat, images, registrations, report, signals, startup
+from benchmarks import busy, calls, chart, heartbeat, images, registrations, report, signals, startup, streams
 from benchmarks.results import Results
 from benchmarks.session import FULL, QUICK, Session
 from benchmarks.systems import SYSTEMS, missing
@@ -28,6 +28,10 @@ STEPS = (
     registrations.registrations,
     heartbeat.heartbeat,
     images.images,
+    images.camera,
+    images.thresholds,
+    streams.streams,
+    streams.growth,
 )
 
 

@@ -102,11 +102,16 @@ class RegisteredServer(Process):
         self.port = int(self.read_line(START_LIMIT))
 
 
-class Client(Process):
-    """A client of one system that runs the tasks of `benchmarks.tasks`."""
+class CameraProcess(Process):
+    """Our camera; its port is known when this returns."""
 
-    def __init__(self, system: str, port: int) -> None:
-        super().__init__("benchmarks.worker", system, str(port))
+    def __init__(self) -> None:
+        super().__init__("benchmarks.serve_camera")
+        self.port = int(self.read_line(START_LIMIT))
+
+
+class Worker(Process):
+    """A process that runs tasks."""
 
     def start(self, task: str, **params: Any) -> None:
         """Start a task; `result` waits for it."""
@@ -123,3 +128,17 @@ class Client(Process):
         """Run a task and wait for its result."""
         self.start(task, **params)
         return self.result()
+
+
+class Client(Worker):
+    """A client of one system that runs the tasks of `benchmarks.tasks`."""
+
+    def __init__(self, system: str, port: int) -> None:
+        super().__init__("benchmarks.worker", system, str(port))
+
+
+class Viewer(Worker):
+    """A client of our camera that runs the tasks of `benchmarks.viewing`."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__("benchmarks.viewing", str(port))

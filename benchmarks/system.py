@@ -51,6 +51,13 @@ class LookupConnection(Connection, Protocol):
     def finder(self, registry: str) -> Callable[[str], object]: ...
 
 
+@runtime_checkable
+class StoringConnection(Connection, Protocol):
+    """A client that can also give an image away."""
+
+    def store(self, image: Buffer) -> int: ...
+
+
 class System(Protocol):
     """A way to call a device in another process."""
 

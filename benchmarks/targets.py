@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from benchmarks import images, streams
 from benchmarks.results import Results
 from benchmarks.systems import OURS, RAW
 
@@ -58,6 +59,40 @@ def worst_ratio(key: str, others: tuple[str, ...]) -> Value:
     return value
 
 
+def of_row(key: str, row: str, other: str) -> Value:
+    """The ratio of two rows of one table."""
+    return lambda results: results[key].ratio(row, other) if key in results else None
+
+
+def slowest(key: str) -> Value:
+    """The row of the smallest median."""
+
+    def value(results: Results) -> float | None:
+        rows = results[key].samples if key in results else ()
+        return min((results[key].value(row) or 0.0 for row in rows), default=None)
+
+    return value
+
+
+def worst(*keys: str) -> Value:
+    """The largest sample of all rows and rounds: once is too often."""
+
+    def value(results: Results) -> float | None:
+        rows = [row for key in keys if key in results for row in results[key].samples.values()]
+        return max((sample for row in rows for sample in row), default=None)
+
+    return value
+
+
+LARGE = "camera_25"
+SMALL = "camera_1"
+LOST = [f"stream_{readers}_{how}" for readers in streams.RATES for how in ("dropped", "silent")]
+
+
+def cost_of_readers(kind: str) -> Value:
+    return of_row("stream_cost", streams.cost_row(kind, streams.READERS), streams.cost_row(kind, 1))
+
+
 TARGETS = (
     Target("echo, one core / raw", ratio("echo_pinned"), 0.90, "×"),
     Target("echo, unpinned / raw", ratio("echo_free"), 1.0, "×"),
@@ -78,6 +113,19 @@ TARGETS = (
     Target("registry: start with 100 000 devices", ours("registry_start_100000"), 3.0, "s"),
     Target("echo of a registered server / of another", ours("heartbeat"), 1.05, "×"),
     Target("image of 24.9 MB over tcp / raw copy=False", ratio("image_25"), 1.15, "×"),
+    Target("24.9 MB in place / empty call", of_row(LARGE, images.IN_PLACE, images.EMPTY), 1.5, "×"),
+    Target("24.9 MB with one copy / raw over tcp", of_row(LARGE, images.ONE_COPY, RAW), 0.5, "×"),
+    Target("24.9 MB over tcp, loan / raw", of_row(LARGE, images.TCP_LOAN, RAW), 1.15, "×"),
+    Target("24.9 MB over tcp, read-only / raw", of_row(LARGE, images.TCP_FIXED, RAW), 1.15, "×"),
+    Target("1 MB in place / empty call", of_row(SMALL, images.IN_PLACE, images.EMPTY), 1.3, "×"),
+    Target("1080p RGB to 1 reader of all", slowest("stream_1_rate"), 500, "frames/s", at_least=True),
+    Target("1080p RGB to each of 4 readers of all", slowest("stream_4_rate"), 200, "frames/s", at_least=True),
+    Target("frames lost at these rates, in any round", worst(*LOST), 0, "%"),
+    Target("camera: CPU time, 4 readers / 1, loan", cost_of_readers(streams.LENT), 1.1, "×"),
+    Target("camera: CPU time, 4 readers / 1, array", cost_of_readers(streams.KEPT), 1.1, "×"),
+    Target("memory after 100 000 frames: server", ours("growth_server_100000"), 1, "MiB"),
+    Target("memory after 100 000 frames: reader", ours("growth_reader_100000"), 1, "MiB"),
+    Target("shared memory after 100 000 frames", ours("growth_shm_100000"), 1, "MiB"),
     Target("connect and first call", ours("first_call"), 5.0, "ms"),
     Target("server memory, 1 idle device", ours("memory"), 45, "MB"),
     Target("import of rpc_kit", ours("import"), 150, "ms"),

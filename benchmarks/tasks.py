@@ -13,7 +13,15 @@ from typing import Any
 
 import zmq
 
-from benchmarks.system import BusyConnection, Connection, LookupConnection, SignalConnection, System
+from benchmarks.system import (
+    BusyConnection,
+    Connection,
+    LookupConnection,
+    SignalConnection,
+    StoringConnection,
+    System,
+    frame,
+)
 
 TEXT = "a short text"
 WARM_UP = 20
@@ -112,6 +120,21 @@ class Tasks:
             if memoryview(image).nbytes != size:
                 raise ValueError(f"not {size} bytes")
             del image  # or the next one could not reuse its memory
+        return median(times)
+
+    def store(self, size: int, seconds: float) -> float:
+        """Median time of giving one image away; at least one is given."""
+        if not isinstance(self._connection, StoringConnection):
+            raise TypeError("nothing is stored here")
+        image = frame(size)
+        times: list[float] = []
+        end = time.perf_counter() + seconds
+        while not times or time.perf_counter() < end:
+            before = time.perf_counter()
+            stored = self._connection.store(image)
+            times.append(time.perf_counter() - before)
+            if stored != size:
+                raise ValueError(f"not {size} bytes")
         return median(times)
 
     def first_call(self) -> float:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
 
 from benchmarks.systems import load
@@ -19,10 +20,11 @@ def read_into(requests: SimpleQueue[str]) -> None:
     os._exit(0)
 
 
-def main() -> None:
+def work(make: Callable[[], object]) -> None:
+    """Run tasks, which are the methods of what is made."""
     requests: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=read_into, args=(requests,), daemon=True).start()
-    tasks = Tasks(load(sys.argv[1]), int(sys.argv[2]))
+    tasks = make()
     while True:
         request = json.loads(requests.get())
         try:
@@ -33,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    work(lambda: Tasks(load(sys.argv[1]), int(sys.argv[2])))

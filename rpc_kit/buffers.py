@@ -2,6 +2,7 @@
 
 import math
 import re
+import reprlib
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
@@ -29,9 +30,12 @@ _MARK = secrets.token_hex(16)
 _SCALARS = frozenset((str, int, float, bool, type(None)))
 _BYTES = (bytes, bytearray, memoryview)
 _SEQUENCES = (list, tuple, set, frozenset)
-# Not O, objects: their bytes are addresses of this process.
-_DTYPE = re.compile(r"[<>|=]?[biufcmMSUV]\d*(\[\d*[a-zA-Zμ]+(/\d+)?\])?")
+# Not O, objects: their bytes are addresses of this process. No fractions of units: NumPy dies of "M8[s/0]", and
+# of what is done with "M8[0s]".
+_DTYPE = re.compile(r"[<>|=]?([biufcSUV]\d{0,10}|[mM]8?(\[([1-9]\d{0,9})?[a-zA-Zμ]+\])?)")
 _DEEPEST_DTYPE = 16
+_MOST_DIMENSIONS = 64
+"""NumPy has no more. The product of a million lengths would take hours."""
 
 
 class Part:
@@ -56,7 +60,10 @@ class Part:
         self.size: int = value.nbytes
         if is_array(value):
             self.array, order = _contiguous(value)
-            self.header = BufferHeader(_dtype_text(self.array.dtype), self.array.shape, order)
+            dtype = self.array.dtype
+            # Texts are kept for the next time, but not what others may make as large as they like.
+            described = _dtype_text(dtype) if dtype.names is None else dtype_to_json(dtype)
+            self.header = BufferHeader(described, self.array.shape, order)
         else:
             self.array = None
             self._data = value
@@ -118,11 +125,21 @@ def _contiguous(array: Any) -> tuple[Any, Literal["C", "F"]]:
 
 
 def dtype_to_json(dtype: Any) -> Any:
-    """A dtype as text; a structured one as an object, one with a shape as a list."""
+    """A dtype as text; a structured one as an object, one with a shape as a list.
+
+    Raises
+    ------
+    SerializationError
+        When it is none of NumPy's own.
+    """
+    import numpy
+
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
         return [dtype_to_json(base), list(shape)]
     if dtype.names is None:
+        if numpy.dtype(dtype.str) != dtype:
+            raise SerializationError(f"an array of dtype {dtype} cannot be sent: convert it to one of NumPy's own")
         return dtype.str
     fields = [dtype.fields[name] for name in dtype.names]
     return {
@@ -171,7 +188,7 @@ def dtype_of_json(described: Any, depth: int = 0) -> Any:
     except ProtocolError:
         raise
     except Exception as exc:
-        raise ProtocolError(f"no dtype of numbers, text or bytes: {str(described)[:100]!r}: {exc}") from exc
+        raise ProtocolError(f"no dtype of numbers, text or bytes: {reprlib.repr(described)}: {exc}") from exc
 
 
 def may_hold_buffers(expected: Any) -> bool:
@@ -221,7 +238,9 @@ def take_out(value: Any) -> tuple[Any, list[Part]]:
         return {REFERENCE: 0}, [Part(value)]  # the usual case
     taking = _Taking()
     tree = msgspec.to_builtins(value, builtin_types=_BYTES, enc_hook=taking.plain, str_keys=True)
-    return taking.walk(tree), taking.parts
+    walked = taking.walk(tree)
+    # Where there is none, after all, nobody looks for references, nor for somebody else's key.
+    return walked if taking.parts else tree, taking.parts
 
 
 class _Taking:
@@ -261,18 +280,25 @@ def put_back(tree: Any, found: Sequence[Any]) -> Any:
     Raises
     ------
     ProtocolError
-        When a reference names none.
+        When a reference names none, or the tree is nested too deep.
     """
+    try:
+        return _put_back(tree, found)
+    except RecursionError as exc:
+        raise ProtocolError("the value is nested too deep") from exc
+
+
+def _put_back(tree: Any, found: Sequence[Any]) -> Any:
     if isinstance(tree, dict):
         if not _is_reference(tree):
-            return {key: put_back(each, found) for key, each in tree.items()}
+            return {key: _put_back(each, found) for key, each in tree.items()}
         number = tree[REFERENCE]
         if isinstance(number, list) and len(number) == 1:
-            return {REFERENCE: put_back(number[0], found)}
+            return {REFERENCE: _put_back(number[0], found)}
         if type(number) is not int or not 0 <= number < len(found):
-            raise ProtocolError(f"there is no buffer {str(number)[:20]!r}, only {len(found)}")
+            raise ProtocolError(f"there is no buffer {reprlib.repr(number)}, only {len(found)}")
         return found[number]
-    return [put_back(each, found) for each in tree] if isinstance(tree, list) else tree
+    return [_put_back(each, found) for each in tree] if isinstance(tree, list) else tree
 
 
 def receive(
@@ -319,12 +345,14 @@ def _array(header: BufferHeader, data: Any) -> Any:
     import numpy
 
     dtype, shape = dtype_of_json(header.dtype), header.shape
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ProtocolError(f"an array has at most {_MOST_DIMENSIONS} dimensions, not {len(shape)}")
     size = dtype.itemsize * math.prod(shape)
     try:
         # Nothing is read of no bytes: a view of them would be refused.
         made = numpy.ndarray(shape, dtype, _plain_bytes(header, data, size) if size else b"", order=header.order)
     except (TypeError, ValueError) as exc:
-        raise ProtocolError(f"no array of {header.dtype} and shape {str(shape)[:100]}: {exc}") from exc
+        raise ProtocolError(f"no array of {reprlib.repr(header.dtype)} and shape {shape}: {exc}") from exc
     made.flags.writeable = False
     return made
 

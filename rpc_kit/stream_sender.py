@@ -175,13 +175,13 @@ class StreamSender:
         SerializationError
             When it cannot be sent.
         """
-        if not self._by_signal[name]:
+        if not self._by_signal.get(name):
             self._seqs[name] += 1
             return
         with self._orders[name]:
             seq = self._seqs[name] = self._seqs[name] + 1
             with self._lock:
-                wanting = [reader for reader in self._by_signal[name] if reader.wants(seq)]
+                wanting = [reader for reader in self._by_signal.get(name, ()) if reader.wants(seq)]
             if not wanting:
                 return
             event = self._event(name, seq, args, any(reader.reader is not None for reader in wanting))

@@ -1,5 +1,6 @@
 """How buffers travel: in shared memory on one host, else as frames of their own, compressed if the client wants it."""
 
+import contextlib
 import math
 import os
 import threading
@@ -51,7 +52,8 @@ class ServerTransfer:
         self._lock = threading.Lock()
         self._made: Ring | None = None
         self._pid = os.getpid()
-        self._prepared: Slot | None = None
+        # At most one; a list, as any thread may lend, and only one of them gets what it pops.
+        self._prepared: list[Slot] = []
         self._lent = 0
         self._closed = limit <= 0
 
@@ -80,16 +82,20 @@ class ServerTransfer:
     def prepare(self) -> None:
         """Take the slot of the next loan, of the size of the last one, while nobody waits for it."""
         size, self._lent = self._lent, 0
-        if size and self._prepared is None and self._made is not None:
-            self._prepared = self._made.allocate(size)
+        if size and not self._prepared and self._made is not None:
+            slot = self._made.allocate(size)
+            if slot is not None:
+                self._prepared.append(slot)
 
     def _take(self, ring: Ring, size: int) -> Slot | None:
         """The slot that is prepared, or another one."""
-        slot, self._prepared, self._lent = self._prepared, None, size
-        if slot is None or slot.array.nbytes != size:
+        self._lent = size
+        with contextlib.suppress(IndexError):
+            slot = self._prepared.pop()
+            if slot.array.nbytes == size:
+                return slot
             del slot  # its memory may be needed
-            slot = ring.allocate(size)
-        return slot
+        return ring.allocate(size)
 
     def reader(self, proof: Proof) -> int | None:
         """Which reader of the shared memory a client is; None when it is none."""
@@ -145,12 +151,14 @@ class ServerTransfer:
 
     def usage(self) -> Usage | None:
         """How much shared memory there is; None without any."""
+        self._prepared.clear()  # nobody uses it
         return self._made.usage() if self._made is not None else None
 
     def close(self) -> None:
         """Give the shared memory back; idempotent."""
         with self._lock:
-            self._closed, self._prepared = True, None
+            self._closed = True
+            self._prepared.clear()
             if self._made is not None:
                 self._made.close()
 

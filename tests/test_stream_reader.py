@@ -146,7 +146,7 @@ def test_kept_events_never_change(camera: Any, client: Any) -> None:
 
     assert list(range(0, 1000, 20)) == list(map(number_of, kept))
     assert {"frames": {"shm": 1000}} == client.stats().paths
-    assert 50 == camera.stats()["shm"]["held"]
+    wait_until(lambda: 50 == camera.stats()["shm"]["held"])
 
 
 def test_with_block(camera: Any, client: Any) -> None:

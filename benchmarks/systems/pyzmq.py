@@ -10,7 +10,7 @@ from typing import Any
 
 import zmq
 
-from benchmarks.system import Listener, frame, paced
+from benchmarks.system import Buffer, Listener, frame, paced
 
 Context = zmq.Context[zmq.Socket[bytes]]
 LOCALHOST = "tcp://127.0.0.1"
@@ -54,6 +54,9 @@ class Pyzmq:
             if request["method"] == "image":
                 socket.send(json.dumps({"size": args[0]}).encode(), zmq.SNDMORE)
                 socket.send(frame(args[0]), copy=False)
+            elif request["method"] == "store":
+                stored = socket.recv(copy=False)
+                socket.send(json.dumps({"success": True, "result": len(stored.buffer)}).encode())
             else:
                 result = methods[request["method"]](*args)
                 socket.send(json.dumps({"success": True, "result": result}).encode())
@@ -85,6 +88,13 @@ class PyzmqConnection:
     def image(self, size: int) -> memoryview:
         json.loads(self.request("image", size))
         return self.socket.recv(copy=False).buffer
+
+    def store(self, image: Buffer) -> int:
+        call = {"event": "METHOD_CALL", "method": "store", "params": {"args": [], "kwargs": {}}}
+        self.socket.send(json.dumps(call).encode(), zmq.SNDMORE)
+        self.socket.send(image, copy=False)
+        size: int = json.loads(self.socket.recv())["result"]
+        return size
 
     def emit(self, count: int, per_second: float) -> None:
         self.request("emit", count, per_second)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from collections.abc import Callable
 import zmq
 
 from benchmarks.system import Listener, frame, paced
+from benchmarks.ways import TCP, go_by
 from rpc_kit import RegistryClient, RPCClient, RPCServer, RPCSignal
 
 
@@ -76,8 +78,15 @@ class RpcKitConnection:
         self.emit = self.client.emit
         self.close = self.client.close
 
+    @functools.cached_property
+    def remote(self) -> Client:
+        """A client as on another host."""
+        client = Client(zmq.Context.instance(), self.client.url, timeout=5000)
+        go_by(client, TCP)
+        return client
+
     def image(self, size: int) -> memoryview:
-        image, _ = self.client.image(size)
+        image, _ = self.remote.image(size)
         return image
 
     def finder(self, registry: str) -> Callable[[str], object]:
