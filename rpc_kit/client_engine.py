@@ -246,7 +246,7 @@ class ClientEngine:
             if not buffers:
                 raise ProtocolError(f"{method.name}(): the reply holds no buffer")
             payload = buffers[-1]
-            info = put_back(reply.info, buffers) if len(buffers) > 1 else reply.info
+            info = put_back(reply.info, buffers) if reply.buffers is not UNSET else reply.info
             return payload if isinstance(payload, memoryview) else flat_bytes(payload), info
         result = put_back(reply.result, buffers) if buffers else reply.result
         try:

@@ -3,6 +3,7 @@
 import collections.abc
 import datetime
 import json
+import secrets
 import types
 from collections.abc import Callable, Iterable
 from decimal import Decimal
@@ -31,8 +32,10 @@ _SEQUENCES: dict[Any, Callable[[Iterable[Any]], Any]] = {
     collections.abc.MutableSet: set,
 }
 _PLAIN: tuple[type[Any], ...] = (int, float, str, dict, list)
-_NO_TEXT = (bytes, bytearray, datetime.datetime, datetime.date, datetime.time, datetime.timedelta, UUID, Decimal)
+_NO_TEXT = (bytes, bytearray, memoryview, datetime.datetime, datetime.date, datetime.time, datetime.timedelta, UUID, Decimal)
 """Text on the wire, but not taken for a str here."""
+_ARRAY = secrets.token_hex(16)
+"""Stands for an array while a value is converted; no key of anybody's value."""
 _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
@@ -146,12 +149,39 @@ def _compile(expected: Any) -> Load:
         except (TypeError, ValueError, OverflowError) as exc:
             first = exc
         try:
-            plain = msgspec.to_builtins(value, enc_hook=to_plain, builtin_types=_NO_TEXT)
-            return msgspec.convert((plain,), box, str_keys=True, dec_hook=_from_plain).value
+            arrays: list[Any] = []
+            tree = msgspec.to_builtins(value, enc_hook=partial(_without_arrays, arrays), builtin_types=_NO_TEXT)
         except (TypeError, ValueError, OverflowError, RecursionError):
             raise _mismatch(expected, value, str(first)) from first
+        # Arrays stay arrays, unless that does not do.
+        for restored in (arrays, [numpy_values.Items.of(each) for each in arrays]) if arrays else ([],):
+            try:
+                plain = _with_arrays(tree, restored)
+                return msgspec.convert((plain,), box, str_keys=True, dec_hook=_from_plain).value
+            except (TypeError, ValueError, OverflowError, RecursionError):
+                continue
+        raise _mismatch(expected, value, str(first)) from first
 
     return load
+
+
+def _without_arrays(arrays: list[Any], value: Any) -> Any:
+    """What is plain of a value; an array goes to the others, and leaves its number."""
+    if not numpy_values.is_array(value):
+        return to_plain(value)
+    arrays.append(value)
+    return {_ARRAY: len(arrays) - 1}
+
+
+def _with_arrays(tree: Any, arrays: list[Any]) -> Any:
+    """The tree with those arrays in the places of their numbers."""
+    if not arrays:
+        return tree
+    if isinstance(tree, dict):
+        if _ARRAY in tree:
+            return arrays[tree[_ARRAY]]
+        return {key: _with_arrays(each, arrays) for key, each in tree.items()}
+    return [_with_arrays(each, arrays) for each in tree] if isinstance(tree, (list, tuple)) else tree
 
 
 _cached_converter = lru_cache(maxsize=4096)(_compile)

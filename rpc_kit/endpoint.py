@@ -21,7 +21,7 @@ from msgspec import UNSET, Struct
 from .connections import Connections
 from .dispatch import Dispatcher, Pending, member_of
 from .errors import ReplyLost, ServerBusy, ServerStopping
-from .messages import AnyRequest, Malformed, RequestId
+from .messages import AnyRequest, Carrying, Malformed, RequestId
 from .postponed import Postponed
 from .process import UnheardSignal
 from .sockets import (
@@ -34,7 +34,8 @@ from .sockets import (
     receive_request,
     send_reply,
 )
-from .wire import Frames, ViewSlot, parse_request
+from .transfer import ServerTransfer
+from .wire import Frames, parse_request
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +83,8 @@ class Endpoint:
         Answers the requests.
     max_request
         Largest size of a request, bytes.
-    view
-        Gives the bytes of a slot in shared memory.
-    replied
-        Called on the device thread after each call, when its reply is on its way.
+    transfer
+        Gives the buffers of requests that lie in shared memory.
     abandoned
         Called on the standby thread when a method has not ended in time after `stop`, and its caller has been told.
     """
@@ -96,8 +95,7 @@ class Endpoint:
         wake_url: str,
         dispatcher: Dispatcher,
         max_request: int,
-        view: ViewSlot | None = None,
-        replied: Callable[[], None] = lambda: None,
+        transfer: ServerTransfer | None = None,
         abandoned: Callable[[], None] = lambda: None,
     ) -> None:
         self._pid = os.getpid()
@@ -105,8 +103,8 @@ class Endpoint:
         self._dispatcher = dispatcher
         self._journal = dispatcher.journal
         self._max_request = max_request
-        self._view = view
-        self._replied = replied
+        self._transfer = transfer
+        self._view = None if transfer is None else transfer.view
         self._own = threading.Lock()
         self._waker = Waker()
         self._signals = Waker(for_signals=True)
@@ -220,6 +218,8 @@ class Endpoint:
     def _take(self, envelope: Envelope, frames: Frames) -> Call | None:
         """A request that the device has to answer; None when it needs no device."""
         request = parse_request(frames, self._max_request, self._view)
+        if len(frames) > 1 and self._transfer is not None and isinstance(request, Carrying):
+            self._transfer.expect(request.shm, map(len, frames[1:]))
         if not self._dispatcher.is_call(request):
             if type(request) is Malformed and envelope[0].startswith(self._bells):
                 self._send_finished()
@@ -290,9 +290,7 @@ class Endpoint:
             self._postponed.add(call, reply)
         else:
             self._reply(call, reply)
-        took = time.monotonic() - started
-        self._replied()
-        if took > SLOW:
+        if time.monotonic() - started > SLOW:
             self._slow.add(member)
         elif self._handed_over:
             self._slow.discard(member)

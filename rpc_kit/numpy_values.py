@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin
 
 LONGEST_LIST = 1 << 20
 """Where a whole array has to be a list, it has at most so many items."""
+_NUMBER = "number"
 
 
 def is_array(value: object) -> bool:
@@ -37,10 +38,11 @@ def to_array(expected: Any, value: Any) -> Any:
         When that cannot be done without loss.
     """
     numpy = _numpy()
-    if isinstance(value, (list, tuple)):
-        made = numpy.asarray(value)
-        if made.dtype.hasobject:
-            raise TypeError("the list is no array of numbers or text")
+    if isinstance(value, Items):
+        value = value.array
+    is_list = isinstance(value, (list, tuple))
+    if is_list:
+        made = _of_list(value)
     elif isinstance(value, (numpy.ndarray, memoryview)):
         made = numpy.asanyarray(value)
     else:
@@ -50,13 +52,61 @@ def to_array(expected: Any, value: Any) -> Any:
     kind = _scalar_type(expected)
     if kind not in numpy.sctypeDict.values():
         raise TypeError(f"its dtype is {made.dtype}")
+    is_empty = is_list and not made.size
+    if not is_empty and not {_kind(made.dtype), _kind(kind)} == {_NUMBER}:
+        raise TypeError(f"its dtype is {made.dtype}")
     with numpy.errstate(all="ignore"):
         cast = made.astype(kind)
-    # Numbers of a list have no width of their own, only values.
-    fits = made is not value and made.dtype.kind in "iu" and numpy.array_equal(cast, made)
-    if not fits and not numpy.can_cast(made.dtype, kind, "safe"):
+    if not (is_empty or numpy.can_cast(made.dtype, kind, "safe") or (is_list and _is_same(cast, made))):
         raise TypeError(f"its dtype is {made.dtype}")
     return cast
+
+
+class Items(list[Any]):
+    """The items of an array, for where a list is expected; of too many items none."""
+
+    array: Any
+
+    @classmethod
+    def of(cls, array: Any) -> Any:
+        """The items of that array; itself when they would be too many."""
+        if array.size > LONGEST_LIST or not array.ndim:
+            return array
+        made = cls(array.tolist())
+        made.array = array
+        return made
+
+
+def _of_list(value: Any) -> Any:
+    """A list as an array, if it is one of numbers, or of text, or of truth values."""
+    numpy = _numpy()
+    made = numpy.asarray(value)
+    if made.dtype.hasobject:
+        raise TypeError("the list is no array of numbers or text")
+    types = set(map(type, numpy.asarray(value, dtype=object).ravel()))
+    kinds = set(map(_kind, types))
+    if len(kinds) > 1:
+        raise TypeError("the list holds values of several kinds")
+    if kinds == {_NUMBER} and made.dtype.kind == "f" and all(numpy.dtype(each).kind in "iu" for each in types):
+        raise TypeError("no array holds integers that are so far apart")
+    return made
+
+
+def _kind(scalar: Any) -> str:
+    """What numbers, text, truth values and others are told apart by."""
+    kind: str = _numpy().dtype(scalar).kind
+    return _NUMBER if kind in "iufc" else kind
+
+
+def _is_same(cast: Any, made: Any) -> bool:
+    """Whether numbers of a list, which have no width of their own, are the same in that of an array.
+
+    As with single numbers, floats may lose digits, but not become infinite.
+    """
+    numpy = _numpy()
+    if made.dtype.kind in "iu":
+        return bool(numpy.array_equal(cast, made))
+    return cast.dtype.kind in "fc" and bool(numpy.array_equal(numpy.isfinite(cast), numpy.isfinite(made)))
 
 
 def to_memoryview(value: Any) -> memoryview:

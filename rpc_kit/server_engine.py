@@ -83,8 +83,7 @@ class ServerEngine:
             writer = ReplyWriter(epoch, self.transfer.load)
             dispatcher = Dispatcher(weakref.proxy(device), self.interface, self, writer, control)
             self.endpoint = Endpoint(
-                self._socket, wake_url, dispatcher, max_request, self.transfer.view, self.transfer.prepare,
-                self._abandoned,
+                self._socket, wake_url, dispatcher, max_request, self.transfer, self._abandoned
             )
         except BaseException:
             self._socket.close()

@@ -247,7 +247,8 @@ class StreamReader:
         except BufferLost:
             self._lost += 1  # it was not fetched for too long
             return _NOTHING
-        args = self._signal.validate_args(*put_back(message.args, found), coerce=True)
+        given = put_back(message.args, found) if found else message.args
+        args = self._signal.validate_args(*given, coerce=True)
         self.received += 1
         shared = message.buffers and any(header.slot is not None for header in message.buffers)
         self._note(self._signal.name, SHARED_MEMORY if shared else self._path)

@@ -1,10 +1,9 @@
 """How buffers travel: in shared memory on one host, else as frames of their own, compressed if the client wants it."""
 
-import contextlib
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from msgspec import UNSET, UnsetType
@@ -52,9 +51,6 @@ class ServerTransfer:
         self._lock = threading.Lock()
         self._made: Ring | None = None
         self._pid = os.getpid()
-        # At most one; a list, as any thread may lend, and only one of them gets what it pops.
-        self._prepared: list[Slot] = []
-        self._lent = 0
         self._closed = limit <= 0
 
     def describe(self) -> dict[str, Any] | None:
@@ -72,30 +68,12 @@ class ServerTransfer:
         lengths = (shape,) if isinstance(shape, int) else tuple(shape)
         size = kind.itemsize * math.prod(lengths)
         ring = self._ring() if size else None
-        slot = self._take(ring, size) if ring is not None else None
+        slot = ring.allocate(size) if ring is not None else None
         if ring is None or slot is None:
             return numpy.empty(lengths, kind)
         made = slot.array.view(kind).reshape(lengths)
         slot.freeze(made)  # also when only a view of it is sent
         return made
-
-    def prepare(self) -> None:
-        """Take the slot of the next loan, of the size of the last one, while nobody waits for it."""
-        size, self._lent = self._lent, 0
-        if size and not self._prepared and self._made is not None:
-            slot = self._made.allocate(size)
-            if slot is not None:
-                self._prepared.append(slot)
-
-    def _take(self, ring: Ring, size: int) -> Slot | None:
-        """The slot that is prepared, or another one."""
-        self._lent = size
-        with contextlib.suppress(IndexError):
-            slot = self._prepared.pop()
-            if slot.array.nbytes == size:
-                return slot
-            del slot  # its memory may be needed
-        return ring.allocate(size)
 
     def reader(self, proof: Proof) -> int | None:
         """Which reader of the shared memory a client is; None when it is none."""
@@ -108,6 +86,13 @@ class ServerTransfer:
         if ring is None or self.reader(proof) is None:
             raise BufferLost("the shared memory is that of another server; nothing was executed")
         return ring.view(ref)
+
+    def expect(self, proof: Proof, sizes: Iterable[int]) -> None:
+        """Have slots free for the next arguments like these, which a client had to send: it makes none itself."""
+        ring = self._made
+        if ring is not None and self.reader(proof) is not None:
+            made = [ring.allocate(size) for size in sizes if size >= SHARED_FROM]
+            made.clear()
 
     def load(self, request: Carrying, parts: Sequence[Part]) -> tuple[list[BufferHeader], list[Bytes]]:
         """The headers of buffers, and frames for those that need one, to the client that has sent that request."""
@@ -151,14 +136,12 @@ class ServerTransfer:
 
     def usage(self) -> Usage | None:
         """How much shared memory there is; None without any."""
-        self._prepared.clear()  # nobody uses it
         return self._made.usage() if self._made is not None else None
 
     def close(self) -> None:
         """Give the shared memory back; idempotent."""
         with self._lock:
             self._closed = True
-            self._prepared.clear()
             if self._made is not None:
                 self._made.close()
 

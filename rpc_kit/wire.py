@@ -287,10 +287,12 @@ class ReplyWriter:
             return [encode_json(info), *self._load(MethodCall(method=request.method), [Part(payload)])[1]]
         (tree, _), parts = take_out((info, payload))
         headers, frames = self._load(request, parts)
-        head = self._marked(request, {"success": True, "info": tree})
         if len(headers) > 1 or not frames or headers[0].codec:
-            head["buffers"] = headers  # that of the method is the last one
-        return [encode_json(head), *frames]
+            # That of the method is the last one.
+            facts: dict[str, Any] = {"success": True, "info": tree, "buffers": headers}
+        else:
+            facts = {"success": True, "info": info}
+        return [encode_json(self._marked(request, facts)), *frames]
 
     def done(self, request: AnyRequest, **facts: Any) -> Frames:
         """Success with some facts, or with none."""
