@@ -80,6 +80,17 @@ class Part:
         """The same bytes are elsewhere."""
         self.array, self._data = None, data
 
+    def in_c_order(self) -> "Part":
+        """Itself, or a copy of an array in Fortran's order."""
+        header, array = self.header, self.array
+        if header.order == "C":
+            return self
+        if array is None:
+            import numpy
+
+            array = numpy.ndarray(header.shape, dtype_of_json(header.dtype), self.data, order="F")
+        return Part(_in_c_order(array))
+
 
 def flat_bytes(array: Any) -> memoryview:
     """The bytes of an array, contiguous in either order, without a copy."""
@@ -121,7 +132,19 @@ def _contiguous(array: Any) -> tuple[Any, Literal["C", "F"]]:
     flags = array.flags
     if flags.c_contiguous:
         return array, "C"
-    return (array, "F") if flags.f_contiguous else (numpy.ascontiguousarray(array), "C")
+    return (array, "F") if flags.f_contiguous else (_in_c_order(array), "C")
+
+
+def _in_c_order(array: Any) -> Any:
+    """A copy in C order."""
+    import numpy
+
+    if array.dtype.names is None:
+        return array.copy("C")
+    # NumPy copies fields, and leaves between them whatever was in the memory of this process: nobody's business.
+    made = numpy.zeros(array.shape, array.dtype)
+    made[...] = array
+    return made
 
 
 def dtype_to_json(dtype: Any) -> Any:
@@ -217,6 +240,7 @@ def holds_buffers(value: Any) -> bool:
     if isinstance(value, _SEQUENCES):
         return any_holds_buffers(value)
     names: Iterable[str] = getattr(kind, "__dataclass_fields__", getattr(kind, "__struct_fields__", ()))
+    names = names or [each.name for each in getattr(kind, "__attrs_attrs__", ())]
     return any(holds_buffers(getattr(value, name, None)) for name in names)
 
 
@@ -348,9 +372,10 @@ def _array(header: BufferHeader, data: Any) -> Any:
     if len(shape) > _MOST_DIMENSIONS:
         raise ProtocolError(f"an array has at most {_MOST_DIMENSIONS} dimensions, not {len(shape)}")
     size = dtype.itemsize * math.prod(shape)
+    data = _plain_bytes(header, data, size)
     try:
         # Nothing is read of no bytes: a view of them would be refused.
-        made = numpy.ndarray(shape, dtype, _plain_bytes(header, data, size) if size else b"", order=header.order)
+        made = numpy.ndarray(shape, dtype, data if size else b"", order=header.order)
     except (TypeError, ValueError) as exc:
         raise ProtocolError(f"no array of {reprlib.repr(header.dtype)} and shape {shape}: {exc}") from exc
     made.flags.writeable = False

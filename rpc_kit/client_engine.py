@@ -1,6 +1,7 @@
 """All that a client owns: calls, streams, signals and shared memory; the mixin RPCClient is thin."""
 
 import logging
+import threading
 import weakref
 from functools import partial
 from typing import Any
@@ -74,6 +75,8 @@ class ClientEngine:
         self._signals = signals
         self._streams: weakref.WeakSet[StreamReader] = weakref.WeakSet()
         self._listeners: list[StreamListener] = []
+        self._attaching = threading.Lock()
+        self._route = url
         try:
             inventory = self._inventory()
             self.name = inventory.name
@@ -164,6 +167,7 @@ class ClientEngine:
         near = nearest(Address.parse(self.calls.url)) if inventory.ipc is not UNSET else None
         if near is not None and str(near) == inventory.ipc:
             self.calls.use(inventory.ipc)
+        self._route = self.calls.route
         is_local = self.calls.route != self.calls.url or not self.calls.url.startswith("tcp://")
         self.transfer.attach(str(inventory.epoch), inventory.shm, is_local)
 
@@ -195,6 +199,8 @@ class ClientEngine:
             reply, frames, shared = self._exchange_parts(request, timeout, name, parts)
         if reply.epoch != self.transfer.epoch and reply.epoch is not UNSET:
             self._attach_again()
+        elif self.calls.route != self._route:
+            self.calls.use(self._route)  # a call that failed was the last one by it, but the server is there still
         if not frames and reply.buffers is UNSET:
             self.stats.note(name, SHARED_MEMORY if shared else self.calls.transport)
             return reply, []
@@ -226,7 +232,11 @@ class ClientEngine:
     def _attach_again(self) -> None:
         """The server was restarted, or has moved."""
         try:
-            self._attach(self.calls.ask(GetInventory(), self.timeout, "GET_INVENTORY"))
+            inventory = self.calls.ask(GetInventory(), self.timeout, "GET_INVENTORY")
+            # Several threads may notice it: the second one must not take the memory from the streams of the first.
+            with self._attaching:
+                if inventory.epoch != self.transfer.epoch:
+                    self._attach(inventory)
         except RPCError as exc:
             logger.debug("%s: buffers go through the socket until it answers: %s", self.calls.url, exc)
 

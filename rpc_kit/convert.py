@@ -36,6 +36,8 @@ _NO_TEXT = (bytes, bytearray, memoryview, datetime.datetime, datetime.date, date
 """Text on the wire, but not taken for a str here."""
 _ARRAY = secrets.token_hex(16)
 """Stands for an array while a value is converted; no key of anybody's value."""
+_REFUSED = (TypeError, ValueError, OverflowError, AttributeError)
+"""What msgspec raises of a value that is no such thing; of an array that is to be a dict it asks for keys."""
 _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
@@ -146,19 +148,19 @@ def _compile(expected: Any) -> Load:
             return value
         try:
             return msgspec.convert((value,), box, str_keys=True, dec_hook=_from_plain).value
-        except (TypeError, ValueError, OverflowError) as exc:
+        except _REFUSED as exc:
             first = exc
         try:
             arrays: list[Any] = []
             tree = msgspec.to_builtins(value, enc_hook=partial(_without_arrays, arrays), builtin_types=_NO_TEXT)
-        except (TypeError, ValueError, OverflowError, RecursionError):
+        except (*_REFUSED, RecursionError):
             raise _mismatch(expected, value, str(first)) from first
         # Arrays stay arrays, unless that does not do.
         for restored in (arrays, [numpy_values.Items.of(each) for each in arrays]) if arrays else ([],):
             try:
                 plain = _with_arrays(tree, restored)
                 return msgspec.convert((plain,), box, str_keys=True, dec_hook=_from_plain).value
-            except (TypeError, ValueError, OverflowError, RecursionError):
+            except (*_REFUSED, RecursionError):
                 continue
         raise _mismatch(expected, value, str(first)) from first
 
@@ -250,7 +252,7 @@ def _enum(expected: type[Enum]) -> Load:
             try:
                 if arm(value) == member.value:
                     return member
-            except TypeError:
+            except (TypeError, ValueError):  # arrays do not say whether they are equal
                 continue
         raise _mismatch(expected, value)
 

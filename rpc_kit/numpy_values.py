@@ -53,11 +53,10 @@ def to_array(expected: Any, value: Any) -> Any:
     if kind not in numpy.sctypeDict.values():
         raise TypeError(f"its dtype is {made.dtype}")
     is_empty = is_list and not made.size
-    if not is_empty and not {_kind(made.dtype), _kind(kind)} == {_NUMBER}:
-        raise TypeError(f"its dtype is {made.dtype}")
-    with numpy.errstate(all="ignore"):
-        cast = made.astype(kind)
-    if not (is_empty or numpy.can_cast(made.dtype, kind, "safe") or (is_list and _is_same(cast, made))):
+    if is_empty or (_kind(made.dtype) == _kind(kind) == _NUMBER and numpy.can_cast(made.dtype, kind, "safe")):
+        return made.astype(kind)
+    cast = _narrowed(made, kind) if is_list else None
+    if cast is None:
         raise TypeError(f"its dtype is {made.dtype}")
     return cast
 
@@ -98,15 +97,20 @@ def _kind(scalar: Any) -> str:
     return _NUMBER if kind in "iufc" else kind
 
 
-def _is_same(cast: Any, made: Any) -> bool:
-    """Whether numbers of a list, which have no width of their own, are the same in that of an array.
+def _narrowed(made: Any, kind: Any) -> Any:
+    """The numbers of a list, which have no width of their own, in that of an array; None when they are not the same.
 
     As with single numbers, floats may lose digits, but not become infinite.
     """
     numpy = _numpy()
+    target = numpy.dtype(kind).kind
+    if made.dtype.kind + target not in ("ii", "iu", "ui", "uu", "if", "uf", "ic", "uc", "ff", "fc", "cc"):
+        return None
+    with numpy.errstate(all="ignore"):
+        cast = made.astype(kind)
     if made.dtype.kind in "iu":
-        return bool(numpy.array_equal(cast, made))
-    return cast.dtype.kind in "fc" and bool(numpy.array_equal(numpy.isfinite(cast), numpy.isfinite(made)))
+        return cast if numpy.array_equal(cast, made) else None
+    return cast if numpy.array_equal(numpy.isfinite(cast), numpy.isfinite(made)) else None
 
 
 def to_memoryview(value: Any) -> memoryview:

@@ -170,8 +170,7 @@ class ServerTransfer:
 
 def compressed(part: Part, codec: Codec) -> tuple[BufferHeader, bytes]:
     """Header and frame of a buffer that is compressed."""
-    if part.header.order == "F":
-        part = Part(part.array.copy("C"))
+    part = part.in_c_order()
     header = part.header
     return replace(header, codec=codec.name), compress(part.data, header.dtype, header.shape, codec)
 
@@ -199,9 +198,9 @@ class ClientTransfer:
     def attach(self, epoch: str, described: dict[str, Any] | UnsetType, is_local: bool) -> None:
         """Use the shared memory of a run of the server, if this process can; compress what comes from another host."""
         self.close()
-        self.epoch = epoch
         self._ring = RingClient.open(described) if described is not UNSET else None
         self._codec = UNSET if is_local or self._ring is not None else self._wanted
+        self.epoch = epoch  # last, as other threads see by it that all is done
 
     def sign(self, request: Carrying | OpenStream) -> None:
         """Say in a request how its reply may travel."""

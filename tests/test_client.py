@@ -3,12 +3,14 @@
 import inspect
 import math
 import pydoc
+from abc import ABC, abstractmethod
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
 import pytest
 
+from rpc_kit import RPCServer, RPCSignal, connect
 from rpc_kit.convert import is_instance_of_generic
 from rpc_kit.errors import ClientClosed, RemoteError
 from tests.devices import Identified, Instrument, InstrumentClient, InstrumentServer, Mode, Point, Scan, pattern
@@ -187,6 +189,42 @@ def test_buffers(client: Any, kind: str, size: int) -> None:
     assert {"size": size, "error": None} == info
     assert (memoryview, True, "B", size) == (type(payload), payload.readonly, payload.format, payload.nbytes)
     assert np.array_equal(pattern(size), np.frombuffer(payload, np.uint8))
+
+
+class Scope(ABC):
+    """An interface whose values look like references to buffers."""
+
+    noted = RPCSignal(dict[str, Any])
+
+    @RPCServer.register_method_buffer
+    @abstractmethod
+    def trace(self, info: dict[str, Any], size: int) -> tuple[bytes, dict[str, Any]]: ...
+
+    @RPCServer.register_method_json
+    @abstractmethod
+    def note(self, value: dict[str, Any]) -> dict[str, Any]: ...
+
+
+class ScopeServer(Scope, RPCServer):
+    """Gives back what it gets."""
+
+    def trace(self, info: dict[str, Any], size: int) -> tuple[bytes, dict[str, Any]]:
+        return bytes(size), info
+
+    def note(self, value: dict[str, Any]) -> dict[str, Any]:
+        self.noted.emit(value)
+        return value
+
+
+@pytest.mark.parametrize(
+    "value", [{"$buffer": 0}, {"$buffer": [7]}, {"$buffer": [b"seven"]}, {"a": {"$buffer": 9}, "b": b"seven"}]
+)
+def test_keys_that_look_like_references(serve: Any, context: Any, value: dict[str, Any]) -> None:
+    """A user's own key is never taken for a reference to a buffer, nor changed, by whatever way it goes."""
+    client: Any = connect(serve(ScopeServer).url, Scope, context=context)
+    with client, client.noted.stream("all", timeout=5.0) as events:
+        assert value == client.note(value) == next(events)
+        assert [value, value] == [client.trace(value, size)[1] for size in (10, 100_000)]
 
 
 def test_buffer_of_array_with_shape(client: Any) -> None:

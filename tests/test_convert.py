@@ -436,3 +436,163 @@ def test_alias_of_an_array_type() -> None:
 
     assert array is coerce_to_generic(array, NDArray[np.uint8])
     assert (True, False) == tuple(is_instance_of_generic(value, NDArray[np.uint8]) for value in (array, [0]))
+
+
+U1 = NDArray[np.uint8]
+
+
+@dataclass
+class Shot:
+    image: np.ndarray
+    gain: float = 1.0
+    histogram: list[int] = field(default_factory=list)
+    mask: NDArray[np.bool_] | None = None
+
+
+class Frame(msgspec.Struct):
+    image: U1
+
+
+class Scanned(TypedDict):
+    lines: dict[str, list[U1]]
+
+
+IMAGE = np.arange(6, dtype=np.uint8).reshape(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (IMAGE, np.ndarray), (IMAGE, U1), (IMAGE, U1 | None), (IMAGE, Optional[np.ndarray]), (IMAGE, int | U1),
+        (IMAGE, list[int] | U1), (IMAGE, NDArray[np.float64] | U1), (IMAGE, (int, U1)), (IMAGE, Any), (IMAGE, object),
+        (IMAGE, Annotated[U1, "an image"]), (IMAGE, NDArray[np.integer]), (IMAGE, np.ndarray[Any, np.dtype[np.uint8]]),
+        (IMAGE, np.ndarray[tuple[int, int], np.dtype[Any]]),
+    ],
+)  # fmt: skip
+def test_array_stays_itself(value: Any, expected: Any) -> None:
+    """An array of the annotated dtype is not copied, in a union too."""
+    assert value is coerce_to_generic(value, expected)
+    assert is_instance_of_generic(value, expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "where"),
+    [
+        ([IMAGE, IMAGE], list[U1], lambda made: made[1]), ((IMAGE, 1), tuple[U1, int], lambda made: made[0]),
+        ({"a": [IMAGE]}, dict[str, list[U1]], lambda made: made["a"][0]),
+        ([IMAGE], list[U1 | None], lambda made: made[0]), ({"image": IMAGE}, Shot, lambda made: made.image), ({"image": IMAGE}, Frame, lambda made: made.image),
+        ({"lines": {"a": [IMAGE]}}, Scanned, lambda made: made["lines"]["a"][0]),
+        ([{"image": IMAGE}], list[Shot | None], lambda made: made[0].image),
+        ([IMAGE, "a"], list[U1 | str], lambda made: made[0]),
+        ({"image": IMAGE, "gain": np.float32(2)}, Shot, lambda made: made.image),
+        ({"image": IMAGE, "histogram": np.arange(3)}, Shot, lambda made: made.image),
+        ({"image": IMAGE, "histogram": [np.int8(1)]}, Shot, lambda made: made.image),
+        ([IMAGE, np.float32(1), IMAGE], tuple[Any, float, U1], lambda made: made[0]),
+    ],
+)  # fmt: skip
+def test_array_stays_itself_in_others(value: Any, expected: Any, where: Callable[[Any], Any]) -> None:
+    """Nor is it in a container, whatever has to be done for what stands next to it."""
+    assert IMAGE is where(coerce_to_generic(value, expected))
+
+
+def test_array_for_a_list() -> None:
+    """Where a list is annotated an array becomes one, and only there."""
+    made = coerce_to_generic({"image": IMAGE, "histogram": np.arange(3, dtype=np.int8)}, Shot)
+
+    assert (IMAGE.dtype, [0, 1, 2], int) == (made.image.dtype, made.histogram, type(made.histogram[0]))
+    assert [[0, 1, 2], [3, 4, 5]] == coerce_to_generic(IMAGE, list[list[int]])
+    assert ((0, 1, 2), {3, 4, 5}) == coerce_to_generic((IMAGE[0], IMAGE[1]), tuple[tuple[int, ...], set[int]])
+    assert [0.0, 1.0, 2.0] == coerce_to_generic(IMAGE[0], list[float])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "dtype"),
+    [
+        (IMAGE, NDArray[np.uint16], np.uint16), (IMAGE, NDArray[np.uint16] | None, np.uint16), ([1, 2], U1, np.uint8),
+        ({"image": [1, 2]}, Frame, np.uint8), ([[1], [2]], list[NDArray[np.float32]], np.float32),
+        ([0.5], NDArray[np.float32], np.float32), ([], U1, np.uint8), (memoryview(b"ab"), U1, np.uint8),
+        ({"image": memoryview(b"ab")}, Frame, np.uint8), (IMAGE, int | NDArray[np.float64], np.float64),
+    ],
+)  # fmt: skip
+def test_made_into_arrays(value: Any, expected: Any, dtype: Any) -> None:
+    """Wider ones are made, and ones of lists."""
+    found = coerce_to_generic(value, expected)
+    found = found[0] if isinstance(found, list) else getattr(found, "image", found)
+
+    assert (np.ndarray, dtype) == (type(found), found.dtype)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (IMAGE.astype(int), U1), (IMAGE.astype(int), U1 | None), ({"image": IMAGE.astype(int)}, Frame),
+        ({"image": IMAGE, "mask": IMAGE}, Shot), ([IMAGE.astype("f4")], list[U1]), (IMAGE, int), (IMAGE, int | str),
+        (IMAGE, bytes), (IMAGE, str), (IMAGE, list[int]), (IMAGE[0], list[str]), (IMAGE[0], dict[str, int]),
+        (np.zeros((1 << 20) + 1, np.uint8), list[int]), (np.array(1), list[int]), (np.array(1), int), ("ab", U1),
+        (b"ab", U1), ({"a": 1}, U1), (None, U1), (3, U1), ([1, "a"], np.ndarray), ([1, [2]], np.ndarray), ([None], U1),
+        (memoryview(b"ab"), str), (memoryview(b"ab"), list[int]), (memoryview(b"ab"), int),
+        (np.zeros(2, "M8[s]"), memoryview), (3, memoryview), ("ab", memoryview),
+    ],
+    ids=lambda each: str(each)[:30].replace("\n", ""),
+)  # fmt: skip
+def test_what_is_refused_of_arrays(value: Any, expected: Any) -> None:
+    """A dtype that would lose something, and values of another kind, are a TypeError; also deep inside."""
+    with pytest.raises(TypeError) as caught:
+        coerce_to_generic(value, expected)
+
+    assert str(caught.value).startswith(f"expected {type_text(expected)}, got {type_text(type(value))}")
+    assert not is_instance_of_generic(value, expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "holds"),
+    [
+        (IMAGE, U1, True), (IMAGE, np.ndarray, True), (IMAGE, NDArray[Any], True), (IMAGE, NDArray[np.uint16], False),
+        (IMAGE, NDArray[np.integer], True), (IMAGE, NDArray[np.floating], False), ([1], U1, False), (None, U1, False),
+        (None, U1 | None, True), (IMAGE, U1 | None, True), (IMAGE.astype("f4"), U1 | None, False),
+        ([IMAGE], list[U1], True), ([IMAGE, 1], list[U1], False), ([IMAGE.astype(int)], list[U1], False),
+        ({"a": (IMAGE,)}, dict[str, tuple[U1]], True), (IMAGE.view(np.memmap), U1, True), (b"ab", U1, False),
+        (IMAGE.astype(">u2"), NDArray[np.uint16], True), (np.zeros(1, "i4,i4"), NDArray[np.void], True),
+    ],
+    ids=lambda each: str(each)[:30].replace("\n", ""),
+)  # fmt: skip
+def test_is_instance_of_array_types(value: Any, expected: Any, holds: bool) -> None:
+    """The dtype counts, the shape and the byte order do not."""
+    assert holds is is_instance_of_generic(value, expected)
+
+
+@pytest.mark.parametrize("expected", [bytes, bytes | None, bytearray, memoryview, Any])
+@pytest.mark.parametrize("value", [b"ab", memoryview(b"ab"), "YWI="])
+def test_bytes(value: Any, expected: Any) -> None:
+    """Bytes come as a buffer, or as base64 from clients of version 1, and are what is annotated."""
+    if isinstance(value, str) and expected in (memoryview, Any):
+        return
+    found = coerce_to_generic(value, expected)
+
+    assert b"ab" == bytes(found)
+    assert expected is Any or isinstance(found, expected)
+
+
+ANY_TYPES = [
+    *TYPES, None, bool, bytes, bytearray, list, dict, tuple, set, frozenset, dict[int, str], Mapping[str, int],
+    Sequence[int], Iterable[Any], tuple[()], set[bytes], Trigger, Odd, Path, Record, Options, Frame, Shot, Plain, date,
+    time, timedelta, uuid.UUID, decimal.Decimal, U1, np.ndarray, np.uint8, np.float32, memoryview, object, type,
+    Callable[[Any], int], NDArray[np.float64] | None, dict[str, U1], list[U1] | dict[str, U1], complex, pathlib.Path,
+]
+NOT_JSON = [
+    IMAGE, IMAGE[0], np.array(3), np.zeros(0), np.zeros(2, "i4,f8"), np.zeros(2, "i4,f8")[0], np.array(["a"]),
+    np.zeros(2, "M8[s]"), np.datetime64(1, "s"), np.void(b"ab"), np.complex64(1), np.array([None]), np.ma.zeros(2),
+    memoryview(b"ab"), memoryview(IMAGE), b"ab", bytearray(b"ab"), np.bytes_(b"ab"), np.recarray(2, "i4,f8"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("expected", ANY_TYPES, ids=str)
+@pytest.mark.parametrize("place", [lambda made: made, lambda made: [made, 1], lambda made: {"image": made, "a": 1}])
+def test_anything_is_converted_or_refused(place: Callable[[Any], Any], expected: Any) -> None:
+    """What is no JSON is converted or a TypeError, too, of whatever it is to be and wherever it stands."""
+    for value in map(place, NOT_JSON):
+        try:
+            found = coerce_to_generic(value, expected)
+        except TypeError:
+            continue
+        assert is_instance_of_generic(found, expected)

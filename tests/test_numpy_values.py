@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from rpc_kit import numpy_values
 from tests.devices import LIMIT
@@ -154,3 +155,94 @@ def test_nan_to_scalar() -> None:
     actual = numpy_values.to_scalar(np.float32, float("nan"))
 
     assert (np.float32, True) == (type(actual), bool(np.isnan(actual)))
+
+
+U1, U2, I8, F4, F8 = np.uint8, np.uint16, np.int64, np.float32, np.float64
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "made"),
+    [
+        (U1, np.array([1, 2], U1), np.array([1, 2], U1)), (U2, np.array([1, 2], U1), np.array([1, 2], U2)),
+        (np.int16, np.array([1, 2], U1), np.array([1, 2], np.int16)), (F4, np.array([1], U2), np.array([1], F4)),
+        (F8, np.array([0.5], F4), np.array([0.5])), (np.complex128, np.array([0.5]), np.array([0.5 + 0j])),
+        (np.floating, np.array([0.5], F4), np.array([0.5], F4)), (np.number, np.zeros(1, "c8"), np.zeros(1, "c8")),
+        (U2, np.array([1], ">u2"), np.array([1], ">u2")), (Any, np.array([None]), np.array([None])),
+        (np.datetime64, np.array([1], "M8[s]"), np.array([1], "M8[s]")), (np.str_, ["a"], np.array(["a"])),
+        (U1, memoryview(b"ab"), np.array([97, 98], U1)), (U1, [], np.array([], U1)),
+        (F4, [[], []], np.zeros((2, 0), F4)), (np.bool_, [], np.array([], bool)), (Any, [], np.array([])), (U1, [[1, 255]], np.array([[1, 255]], U1)),
+        (U1, (1, 2), np.array([1, 2], U1)), (F8, [1, 2.5], np.array([1.0, 2.5])), (F4, [0.1], np.array([0.1], F4)),
+        (F4, [np.nan, np.inf], np.array([np.nan, np.inf], F4)), (np.complex64, [1, 2.5], np.array([1, 2.5], "c8")),
+        (F4, [1, 2], np.array([1, 2], F4)), (np.bool_, [True, False], np.array([True, False])),
+        (Any, ["a", "bc"], np.array(["a", "bc"])), (Any, [1, 2], np.array([1, 2])), (I8, [np.uint8(3)], np.array([3])),
+        (np.uint64, [2**64 - 1], np.array([2**64 - 1], np.uint64)), (Any, [b"a"], np.array([b"a"])),
+        (F8, [np.zeros(2, F4), np.ones(2)], np.array([[0.0, 0.0], [1.0, 1.0]])),
+    ],
+)  # fmt: skip
+def test_to_array(kind: Any, value: Any, made: Any) -> None:
+    """An array stays itself, or becomes wider; a list is one of the annotated kind if its values allow that."""
+    actual = numpy_values.to_array(NDArray[kind], value)
+
+    assert (made.dtype, made.shape) == (actual.dtype, actual.shape)
+    assert made.tobytes() == actual.tobytes() or made.dtype.hasobject
+    assert actual is value or made.dtype is not getattr(value, "dtype", None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text"),
+    [
+        (U1, np.array([1, 2]), "its dtype is int64"), (F4, np.array([0.5]), "its dtype is float64"),
+        (U1, np.array([0.5], F4), "its dtype is float32"), (U1, np.array([True]), "its dtype is bool"),
+        (np.bool_, np.array([0, 1]), "its dtype is int64"), (np.str_, np.array([1]), "its dtype is int64"),
+        (np.bytes_, np.array([1]), "its dtype is int64"), (np.timedelta64, np.array([1]), "its dtype is int64"),
+        (np.object_, np.array([1]), "its dtype is int64"), (np.void, np.array([1]), "its dtype is int64"),
+        (F8, np.array([None]), "its dtype is object"), (F8, np.zeros(1, [("a", F8)]), "its dtype is"),
+        (np.int8, np.array([1], U1), "its dtype is uint8"), (np.floating, np.array([1]), "its dtype is int64"),
+        (U1, [1, 256], "its dtype is int64"), (U1, [-1], "its dtype is int64"), (U1, [1.0], "its dtype is float64"),
+        (U1, [True], "its dtype is bool"), (np.bool_, [0, 1], "its dtype is int64"),
+        (F4, [1e300], "its dtype is float64"), (F4, [2**24 + 1], "its dtype is int64"), (np.str_, [1], "its dtype is int64"), (F8, ["1"], "its dtype is"),
+        (np.datetime64, ["2026-01-01"], "its dtype is"), (Any, [1, "a"], "values of several kinds"),
+        (Any, [True, 1], "values of several kinds"), (Any, ["a", b"a"], "values of several kinds"),
+        (Any, [2**63, -1], "integers that are so far apart"), (Any, [2**64], "no array of numbers or text"),
+        (Any, [None], "no array of numbers or text"), (Any, [{"a": 1}], "no array of numbers or text"),
+        (Any, 3, "it is no array"), (Any, np.float32(3), "it is no array"), (Any, "abc", "it is no array"),
+        (Any, b"abc", "it is no array"), (Any, None, "it is no array"), (Any, {1, 2}, "it is no array"),
+    ],
+)  # fmt: skip
+def test_what_is_no_such_array(kind: Any, value: Any, text: str) -> None:
+    """Nothing is lost, and numbers, text and truth values are not taken for each other."""
+    with pytest.raises(TypeError, match=text):
+        numpy_values.to_array(NDArray[kind], value)
+
+
+def test_ragged_list() -> None:
+    """A list of lists of several lengths is none; NumPy says why."""
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        numpy_values.to_array(np.ndarray, [1, [2, 3]])
+
+
+@pytest.mark.parametrize("value", [memoryview(b"ab"), np.array([[97], [98]], U1), np.array([97, 0, 98], U1)[::2]])
+def test_to_memoryview(value: Any) -> None:
+    """A buffer, or the bytes of an array, contiguous."""
+    assert b"ab" == bytes(numpy_values.to_memoryview(value))
+
+
+def test_items() -> None:
+    """The items of an array are a list which remembers it; very many, or of no dimension, are none."""
+    array = np.array([1, 2], U1)
+    made = numpy_values.Items.of(array)
+    many, alone = np.zeros(numpy_values.LONGEST_LIST + 1, bool), np.array(3)
+
+    assert ([1, 2], True) == (made, array is numpy_values.to_array(np.ndarray, made))
+    assert (True, True) == (many is numpy_values.Items.of(many), alone is numpy_values.Items.of(alone))
+
+
+@pytest.mark.parametrize(
+    "value", [np.zeros(1, complex), np.zeros(1, "M8[s]"), np.array([b"a"]), np.zeros(1, "i4,i4"),
+              np.zeros(numpy_values.LONGEST_LIST + 1, bool)],
+    ids=lambda each: str(each.dtype),
+)  # fmt: skip
+def test_array_that_is_no_list(value: Any) -> None:
+    """What JSON does not have, or would be very long, is an error that says what to do."""
+    with pytest.raises(TypeError, match="is not sent as a list: use a client of protocol version 2"):
+        numpy_values.plain(value)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from rpc_kit import stream_sender
-from rpc_kit.addresses import Address
 from rpc_kit.errors import SerializationError
 from rpc_kit.stream_reader import WINDOW
 from rpc_kit.stream_sender import MOST_QUEUED
