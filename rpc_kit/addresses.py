@@ -86,7 +86,9 @@ class Address:
 
     @property
     def is_here(self) -> bool:
-        """Whether some process of this host listens at an address of `beside`."""
+        """Whether it is an address of `beside`, at which some process of this host listens."""
+        if self.transport != "ipc" or not self.host.startswith(f"@{BESIDE}-"):
+            return False
         with socket.socket(socket.AF_UNIX) as probe:
             try:
                 # Nothing is connected, which the server would notice as a stranger.

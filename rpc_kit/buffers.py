@@ -46,7 +46,7 @@ class Part:
     header : BufferHeader
         Of a frame without compression.
     array : ndarray or None
-        The array that the bytes are of, if it is one; contiguous.
+        The array that the bytes are of, if it is one.
     size : int
         Bytes.
     """
@@ -59,7 +59,7 @@ class Part:
             value = _checked_view(value)
         self.size: int = value.nbytes
         if is_array(value):
-            self.array, order = _contiguous(value)
+            self.array, order = _checked_array(value)
             dtype = self.array.dtype
             # Texts are kept for the next time, but not what others may make as large as they like.
             described = _dtype_text(dtype) if dtype.names is None else dtype_to_json(dtype)
@@ -71,10 +71,23 @@ class Part:
 
     @property
     def data(self) -> memoryview:
-        """The bytes in one dimension."""
+        """The bytes in one dimension; a copy, which is nobody else's, of an array that is not contiguous."""
         if self._data is None:
-            self._data = flat_bytes(self.array)
+            if self.array.flags.forc:
+                self._data = flat_bytes(self.array)
+            else:
+                self._data = flat_bytes(_in_c_order(self.array)).toreadonly()
         return self._data
+
+    def write_to(self, target: Any) -> None:
+        """Copy the bytes into an array ``(size,) uint8``."""
+        import numpy
+
+        array = self.array
+        if array is None or array.flags.forc or array.dtype.names is not None:
+            numpy.copyto(target, numpy.frombuffer(self.data, numpy.uint8))
+        else:
+            numpy.copyto(target.view(array.dtype).reshape(array.shape), array)
 
     def move(self, data: memoryview) -> None:
         """The same bytes are elsewhere."""
@@ -117,8 +130,8 @@ def _checked_view(value: Bytes) -> Any:
         raise SerializationError(f"a memoryview of format {view.format!r} cannot be sent: {exc}") from exc
 
 
-def _contiguous(array: Any) -> tuple[Any, Literal["C", "F"]]:
-    """The array as it is when it is contiguous in either order, else a copy in C order."""
+def _checked_array(array: Any) -> tuple[Any, Literal["C", "F"]]:
+    """The array without a class of its own, and the order in which its bytes are sent."""
     import numpy
 
     if array.dtype.hasobject:
@@ -129,10 +142,7 @@ def _contiguous(array: Any) -> tuple[Any, Literal["C", "F"]]:
         if isinstance(array, numpy.ma.MaskedArray):
             raise SerializationError("a masked array would lose its mask: send .filled(...), or data and mask")
         array = numpy.asarray(array)
-    flags = array.flags
-    if flags.c_contiguous:
-        return array, "C"
-    return (array, "F") if flags.f_contiguous else (_in_c_order(array), "C")
+    return array, "F" if array.flags.fnc else "C"
 
 
 def _in_c_order(array: Any) -> Any:

@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 
 from .addresses import Address
 from .buffers import Part, flat_bytes, put_back
-from .calls import Calls, Locate
+from .calls import Calls, Locate, answering
 from .compression import Codec
 from .errors import (
     BufferLost,
@@ -26,6 +26,7 @@ from .errors import (
 from .interface import Interface, Method, Property
 from .messages import (
     BufferHeader,
+    Entry,
     Facts,
     GetInventory,
     MethodCall,
@@ -37,7 +38,7 @@ from .messages import (
     StopServer,
 )
 from .signals import BoundSignal
-from .sockets import ZmqContext, nearest
+from .sockets import ZmqContext
 from .stats import ClientStats
 from .stream_reader import StreamListener, StreamReader
 from .subscriber import HANDSHAKE_TIMEOUT, RPCSignalReceiver
@@ -164,9 +165,10 @@ class ClientEngine:
 
     def _attach(self, inventory: Facts) -> None:
         """Use the fastest way to the server that there is from here."""
-        near = nearest(Address.parse(self.calls.url)) if inventory.ipc is not UNSET else None
-        if near is not None and str(near) == inventory.ipc:
-            self.calls.use(inventory.ipc)
+        if inventory.ipc is not UNSET and Address.parse(inventory.ipc).is_here:
+            # Another host may have given that name to another server.
+            same = Entry("", "", "", inventory.ipc, epoch=str(inventory.epoch))
+            self.calls.use(answering(self._context, [inventory.ipc], self.timeout, same) or self.calls.url)
         self._route = self.calls.route
         is_local = self.calls.route != self.calls.url or not self.calls.url.startswith("tcp://")
         self.transfer.attach(str(inventory.epoch), inventory.shm, is_local)

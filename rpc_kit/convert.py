@@ -32,7 +32,9 @@ _SEQUENCES: dict[Any, Callable[[Iterable[Any]], Any]] = {
     collections.abc.MutableSet: set,
 }
 _PLAIN: tuple[type[Any], ...] = (int, float, str, dict, list)
-_NO_TEXT = (bytes, bytearray, memoryview, datetime.datetime, datetime.date, datetime.time, datetime.timedelta, UUID, Decimal)
+_NO_TEXT = (
+    bytes, bytearray, memoryview, datetime.datetime, datetime.date, datetime.time, datetime.timedelta, UUID, Decimal,
+)  # fmt: skip
 """Text on the wire, but not taken for a str here."""
 _ARRAY = secrets.token_hex(16)
 """Stands for an array while a value is converted; no key of anybody's value."""

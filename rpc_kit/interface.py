@@ -33,11 +33,12 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 class Method:
     """A method of an interface, with the converters of its arguments and of its result.
 
-    With `is_buffer` the result is a buffer with an info; with `carries_buffers` there may be some anywhere in it.
+    With `is_buffer` the result is a buffer with an info; with `carries_buffers` there may be some anywhere in it, with
+    `takes_buffers` in the arguments.
     """
 
     __slots__ = (
-        "name", "function", "mark", "is_buffer", "carries_buffers", "signature",
+        "name", "function", "mark", "is_buffer", "carries_buffers", "takes_buffers", "signature",
         "load_result", "trailing_defaults", "_loads",
         "_exact", "_positional", "_required",
     )  # fmt: skip
@@ -55,6 +56,7 @@ class Method:
             raise InterfaceError(f"{name}: a parameter cannot be called _method_ or _call_")
         self.signature = inspect.signature(function).replace(parameters=parameters)
         self._loads = {each.name: converter(hints.get(each.name, Any)) for each in parameters}
+        self.takes_buffers = any(may_hold_buffers(hints.get(each.name, Any)) for each in parameters)
         self.carries_buffers = may_hold_buffers(hints.get("return", Any))
         self.load_result: Load = converter(hints.get("return", Any))
         plain = [each for each in parameters if each.kind in _POSITIONAL]
@@ -197,9 +199,10 @@ class Interface:
 
     @cached_property
     def carries_buffers(self) -> bool:
-        """Whether there may be arrays or buffers in anything that the device gives."""
+        """Whether there may be arrays or buffers in anything that the device gives or takes."""
+        taken = any(each.takes_buffers for each in self.methods.values())
         members: list[Method | Property] = [*self.methods.values(), *self.properties.values()]
-        return any(each.carries_buffers for each in members) or bool(self.streamed)
+        return taken or any(each.carries_buffers for each in members) or bool(self.streamed)
 
     @cached_property
     def streamed(self) -> frozenset[str]:

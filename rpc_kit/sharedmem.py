@@ -226,6 +226,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def remove_leftovers(folder: str = FOLDER) -> None:
+    """Remove what servers of the same user have left that were killed."""
+    if locked_file.is_supported():
+        locked_file.remove_leftovers(folder)
+
+
 class Ring(_Memory):
     """The shared memory of one run of a server: its slots are lent, handed over, and used anew when nobody holds them.
 
@@ -261,7 +267,7 @@ class Ring(_Memory):
         """
         if limit <= 0 or not locked_file.is_supported():
             return None
-        locked_file.remove_leftovers(folder)
+        remove_leftovers(folder)
         file = LockedFile.create(folder)
         return Ring(file, limit, clock) if file is not None else None
 

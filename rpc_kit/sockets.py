@@ -132,12 +132,6 @@ def bind_beside(made: ZmqSocket, address: Address) -> Address | None:
         return None
 
 
-def nearest(address: Address) -> Address:
-    """The ipc address of a server if it listens on this host, else that which is given."""
-    beside = address.beside
-    return beside if beside is not None and beside.is_here else address
-
-
 def bind_also(made: ZmqSocket, address: Address) -> Address:
     """Bind a server's socket to a further address; the address with the port it got.
 

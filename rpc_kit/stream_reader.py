@@ -17,7 +17,7 @@ from .convert import encode_json
 from .errors import BufferLost, CallTimeout, ClientClosed, ProtocolError, ServerLost, remote_error, type_name
 from .messages import InitStreams, NextOfStream, OpenStream, Policy
 from .signals import BoundSignal
-from .sockets import Waker, ZmqContext, ZmqSocket, client_socket, nearest, receive_rest
+from .sockets import Waker, ZmqContext, ZmqSocket, client_socket, receive_rest
 from .transfer import SHARED_MEMORY, ClientTransfer
 from .wire import parse_stream_event
 
@@ -85,7 +85,7 @@ class StreamReader:
         self._path = ""
         self._is_asked = False
         self._taken = 0
-        self._heard = self._told = 0.0
+        self._heard = self._told = self._looked = 0.0
         self._dropped_before = self._dropped_here = self._lost = 0
         with self._using:
             self._open()
@@ -196,7 +196,7 @@ class StreamReader:
 
     def _begin(self) -> float | None:
         """Until when to wait; from now on the silence of the server counts."""
-        self._heard = self._told = time.monotonic()
+        self._heard = self._told = self._looked = time.monotonic()
         return None if self._timeout is None else self._heard + self._timeout
 
     def _try(self, deadline: float | None) -> Any:
@@ -219,7 +219,10 @@ class StreamReader:
                 return event
             if self._socket is None:
                 self._open()
-        now = time.monotonic()
+        now, looked = time.monotonic(), self._looked
+        self._looked = now
+        if now - looked > self._calls.liveness / 2:
+            self._heard = now  # this process was stopped: the server has not been silent, nobody has listened
         if deadline is not None and now >= deadline:
             raise CallTimeout(f"no event of {self._signal.name} from {self._calls.url} within {self._timeout:g} s")
         if now - self._heard > self._calls.liveness:
@@ -282,8 +285,10 @@ class StreamReader:
         facts = self._calls.ask(InitStreams(), HANDSHAKE_TIMEOUT, "INIT_STREAMS")
         if facts.stream_url is not UNSET:
             address = Address.parse(facts.stream_url)
+        elif facts.ipc is not UNSET and self._calls.route != self._calls.url:
+            address = Address.parse(facts.ipc)  # the server is on this host, as its calls go this way
         elif facts.stream_port is not UNSET:
-            address = nearest(Address.parse(self._calls.url).with_port(facts.stream_port))
+            address = Address.parse(self._calls.url).with_port(facts.stream_port)
         else:
             raise ProtocolError(f"the server at {self._calls.url} has no streams")
         if facts.epoch is not UNSET and facts.epoch != self._transfer.epoch:

@@ -15,9 +15,10 @@ from .addresses import Address
 from .buffers import Bytes, Part, take_out
 from .compression import Codec
 from .convert import encode_json
-from .errors import ProtocolError, SerializationError, ServerBusy, UnknownMember, type_name
+from .errors import ProtocolError, SerializationError, ServerBusy, ServerStopping, UnknownMember, type_name
 from .messages import BufferHeader, NextOfStream, OpenStream, StreamEvent
 from .sockets import (
+    DRAIN_TIME,
     Waker,
     Watch,
     ZmqContext,
@@ -139,6 +140,7 @@ class StreamSender:
         self._by_signal: dict[str, list[Reader]] = {name: [] for name in signals}
         self._compressed: deque[tuple[Reader, Event, Compressed]] = deque()
         self._opened: tuple[ZmqSocket, Address] | None = None
+        self._beside: Address | None = None
         self._worker: ThreadPoolExecutor | None = None
         self._waker = Waker()
         self._closed = self._dozes = False
@@ -161,11 +163,12 @@ class StreamSender:
                 self._opened = server_socket_beside(
                     self._context, zmq.ROUTER, self._address, self._further, "streams"
                 )
-                bind_beside(*self._opened)
+                self._beside = bind_beside(*self._opened)
                 self._opened[0].setsockopt(zmq.ROUTER_MANDATORY, 1)
                 self._thread.start()
             address = self._opened[1]
-        return {"stream_port": address.port} if address.transport == "tcp" else {"stream_url": str(address)}
+        found = {"stream_port": address.port} if address.transport == "tcp" else {"stream_url": str(address)}
+        return found if self._beside is None else {**found, "ipc": str(self._beside)}
 
     def publish(self, name: str, args: tuple[Any, ...]) -> None:
         """Give an event to those who read that stream; on the thread that emits it.
@@ -231,7 +234,7 @@ class StreamSender:
             self._worker.shutdown(wait=True, cancel_futures=True)
         self._waker.close()
         if self._opened is not None:
-            self._opened[0].close()
+            self._opened[0].close(linger=DRAIN_TIME)
         self._readers.clear()
         self._by_signal.clear()
 
@@ -253,6 +256,8 @@ class StreamSender:
                 self._dozes = not self._anything_waits()
                 watch.wait(0.0 if more else None if self._dozes else max(due, 0.01))
                 self._dozes = False
+            for peer in list(self._readers):
+                self._end(socket, peer, ServerStopping("the server is stopping"))
         except zmq.ContextTerminated:
             pass  # the server is ending
         except Exception:

@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from .buffers import Bytes, Part, receive
 from .compression import Codec, compress
-from .errors import BufferLost
+from .errors import BufferLost, MissingExtra
 from .messages import BufferHeader, Carrying, OpenStream, SlotRef
-from .sharedmem import Ring, RingClient, Slot, Usage
+from .sharedmem import Ring, RingClient, Slot, Usage, remove_leftovers
 
 SHARED_FROM = 64 << 10
 """From this size on a slot of shared memory is faster than a socket, bytes; measured (docs/images.md)."""
@@ -52,6 +52,8 @@ class ServerTransfer:
         self._made: Ring | None = None
         self._pid = os.getpid()
         self._closed = limit <= 0
+        if not self._closed:
+            remove_leftovers()
 
     def describe(self) -> dict[str, Any] | None:
         """Where the shared memory is, for the inventory; None without it."""
@@ -128,7 +130,7 @@ class ServerTransfer:
             slot = ring.allocate(part.size)
             if slot is None:
                 return None
-            numpy.copyto(slot.array, numpy.frombuffer(part.data, numpy.uint8))
+            part.write_to(slot.array)
             found = slot, 0
             part.move(memoryview(cast(Any, slot.array)).toreadonly())
         found[0].seal()
@@ -172,7 +174,10 @@ def compressed(part: Part, codec: Codec) -> tuple[BufferHeader, bytes]:
     """Header and frame of a buffer that is compressed."""
     part = part.in_c_order()
     header = part.header
-    return replace(header, codec=codec.name), compress(part.data, header.dtype, header.shape, codec)
+    try:
+        return replace(header, codec=codec.name), compress(part.data, header.dtype, header.shape, codec)
+    except MissingExtra as exc:
+        raise MissingExtra(f"at the server: {exc}") from exc
 
 
 class ClientTransfer:
