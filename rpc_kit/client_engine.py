@@ -77,7 +77,7 @@ class ClientEngine:
         self._streams: weakref.WeakSet[StreamReader] = weakref.WeakSet()
         self._listeners: list[StreamListener] = []
         self._attaching = threading.Lock()
-        self._route = url
+        self._near = ""
         try:
             inventory = self._inventory()
             self.name = inventory.name
@@ -169,7 +169,7 @@ class ClientEngine:
             # Another host may have given that name to another server.
             same = Entry("", "", "", inventory.ipc, epoch=str(inventory.epoch))
             self.calls.use(answering(self._context, [inventory.ipc], self.timeout, same) or self.calls.url)
-        self._route = self.calls.route
+        self._near = self.calls.route if self.calls.route != self.calls.url else ""
         is_local = self.calls.route != self.calls.url or not self.calls.url.startswith("tcp://")
         self.transfer.attach(str(inventory.epoch), inventory.shm, is_local)
 
@@ -201,8 +201,8 @@ class ClientEngine:
             reply, frames, shared = self._exchange_parts(request, timeout, name, parts)
         if reply.epoch != self.transfer.epoch and reply.epoch is not UNSET:
             self._attach_again()
-        elif self.calls.route != self._route:
-            self.calls.use(self._route)  # a call that failed was the last one by it, but the server is there still
+        elif self._near and self.calls.route != self._near:
+            self.calls.use(self._near)  # a call that failed was the last one by it, but the server is there still
         if not frames and reply.buffers is UNSET:
             self.stats.note(name, SHARED_MEMORY if shared else self.calls.transport)
             return reply, []

@@ -1,11 +1,12 @@
 """Keeps devices registered: renewals, outages of registries, other addresses, the orderly end."""
 
+import contextlib
 import logging
 import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ import zmq
 from . import registration
 from .errors import RegistryRefused
 from .messages import EventType, Registration, Removal, Renewal, Renewals
-from .sockets import ZmqContext
+from .sockets import ZmqContext, make_socket
 
 logger = logging.getLogger(__name__)
 
@@ -159,11 +160,32 @@ class Registrar:
     def _run(self) -> None:
         try:
             while members := self._wait():
-                self._round(members)
+                with self._context_held():
+                    self._round(members)
+        except zmq.ContextTerminated:
+            with self._changed:
+                self._end()
         except Exception:
             logger.exception("the registrar failed: no lease is renewed any more")
             with self._changed:
                 self._end()
+
+    @contextlib.contextmanager
+    def _context_held(self) -> Iterator[None]:
+        """See that the context exists meanwhile; raises ContextTerminated at the end if it was terminated.
+
+        It goes when its last socket is closed, and whoever makes one after that ends the process.
+        """
+        try:
+            held = make_socket(self._shadow, zmq.PAIR)
+        except zmq.ContextTerminated:
+            raise
+        except zmq.ZMQError:
+            yield  # no descriptors are left, for the round either
+            return
+        with held:
+            yield
+            held.getsockopt(zmq.EVENTS)
 
     def _wait(self) -> list[Member]:
         """The members when there is something to do; none at the end."""

@@ -1,8 +1,10 @@
 """Urls."""
 
 import io
+import secrets
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -148,6 +150,51 @@ def test_parts_are_replaced() -> None:
 def test_host_towards(peer: str, expected: str) -> None:
     """The own address is the one that faces the peer; the host's name when there is no telling."""
     assert expected == host_towards(Address.parse(peer))
+
+
+@pytest.mark.parametrize(
+    ("url", "beside"),
+    [
+        ("tcp://127.0.0.1:9000", "ipc://@rpc-kit-127.0.0.1-9000"), ("tcp://lab-pc-3:1", "ipc://@rpc-kit-lab-pc-3-1"),
+        ("tcp://*:9000", "ipc://@rpc-kit-*-9000"), ("tcp://[::1]:9000", "ipc://@rpc-kit-::1-9000"),
+        ("ipc:///tmp/device", "None"), ("ipc://@device", "None"), ("inproc://device", "None"),
+    ],
+)  # fmt: skip
+def test_beside(url: str, beside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a tcp address there is an ipc one of the same host and port, on Linux."""
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert beside == str(Address.parse(url).beside)
+    for other in ("win32", "darwin"):
+        monkeypatch.setattr(sys, "platform", other)
+        assert Address.parse(url).beside is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has names of sockets that are no files")
+def test_is_here() -> None:
+    """Whether somebody listens is told without connecting, and leaves nothing behind."""
+    beside = Address("tcp", f"host-{secrets.token_hex(8)}", 1).beside
+    assert beside is not None
+    assert [False, False] == [beside.is_here, beside.is_here]
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(beside.host.replace("@", "\0"))
+        listening.listen()
+        listening.settimeout(0)
+
+        assert [True, True] == [beside.is_here, beside.is_here]
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+    assert not beside.is_here
+
+
+@pytest.mark.parametrize(
+    "url", ["tcp://127.0.0.1:9000", "inproc://a", "ipc://a", "ipc://@a", "ipc://@rpc-kit-" + 200 * "x"]
+)
+def test_what_is_not_beside_a_server(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other addresses, and names that are too long, are not looked for; no file is made of a name."""
+    monkeypatch.chdir(tmp_path)
+
+    assert not Address.parse(url).is_here
+    assert [] == list(tmp_path.iterdir())
 
 
 def test_random_ports() -> None:

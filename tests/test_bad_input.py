@@ -1,11 +1,16 @@
 """Whatever a client sends: one clear error reply, and the server, in another process, goes on serving others."""
 
+import json
 import secrets
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import zmq
 
+from rpc_kit.sharedmem import RingClient
 from rpc_kit.wire import LONGEST_LOOK, MAX_FRAMES
 from tests.helpers import Peer, Program, call, request
 
@@ -174,3 +179,159 @@ def test_over_limit(peer: Peer) -> None:
 def test_too_many_frames(peer: Peer, frames: int, text: str) -> None:
     """A valid request that names no buffers has no further frames, and none has more than there may be buffers."""
     assert text == peer.ask(call("count"), *[b"x"] * (frames - 1))["error"]
+
+
+def echo(**keys: Any) -> bytes:
+    """A call of `echo` with a buffer, in version 1."""
+    return request("METHOD_CALL", **{"method": "echo", "params": {"args": [{"$buffer": 0}]}, **keys})
+
+
+def with_id() -> dict[str, Any]:
+    return {"id": [secrets.token_hex(4), 1]}
+
+
+def answered(peer: Peer, body: bytes, *frames: bytes) -> Any:
+    """The one reply to a request; another request, which may be faster, is answered as well."""
+    peer.send(b"", body, *frames)
+    peer.send(b"", request("PING", id=["ping", 1]))
+    replies = [json.loads(peer.receive()[1]) for _ in range(2)]
+    (ping,) = [each for each in replies if each.get("id") == ["ping", 1]]
+    replies.remove(ping)
+    assert (True, 0) == (ping["success"], peer.socket.poll(5))
+    return replies[0]
+
+
+LOST = "rpc_kit.errors.BufferLost"
+EIGHT = bytes(8)
+U1 = {"dtype": "|u1", "shape": [8]}
+ONE_OF_OBJECTS = {"names": ["a"], "formats": ["|O"], "offsets": [0], "itemsize": 8}
+SLOT = [0, 1, 0, 8, -1]
+BAD_BUFFERS: dict[str, tuple[dict[str, Any], list[bytes], str]] = {
+    "no list": ({"buffers": 3}, [EIGHT], "buffers"), "null": ({"buffers": None}, [EIGHT], "buffers"),
+    "no header": ({"buffers": ["u1"]}, [EIGHT], "buffers"), "empty header": ({"buffers": [{}]}, [EIGHT], "-1 bytes"),
+    "a frame too many": ({"buffers": [U1]}, [EIGHT, EIGHT], "1 buffers are named, 2 frames came"),
+    "a frame too few": ({"buffers": [U1, U1]}, [EIGHT], "2 buffers are named, 1 frames came"),
+    "no frames": ({"buffers": [U1]}, [], "1 buffers are named, 0 frames came"),
+    "no buffers": ({"buffers": []}, [EIGHT], "0 buffers are named, 1 frames came"),
+    "empty list": ({"buffers": []}, [], "there is no buffer 0, only 0"),
+    "very many": ({"buffers": [{"size": 0}] * 1001}, [], "more than 1000 buffers"),
+    "very many frames": ({"buffers": [{"size": 0}] * 2000}, [b""] * 2000, "more than 1001 frames"),
+    "objects": ({"buffers": [{"dtype": "|O", "shape": [1]}]}, [EIGHT], "no dtype of numbers, text or bytes"),
+    "objects inside": ({"buffers": [{"dtype": ONE_OF_OBJECTS, "shape": [1]}]}, [EIGHT], "no dtype of numbers"),
+    "division by zero": ({"buffers": [{"dtype": "<M8[s/0]", "shape": [1]}]}, [EIGHT], "no dtype of numbers"),
+    "no time at all": ({"buffers": [{"dtype": "<m8[0s]", "shape": [1]}]}, [EIGHT], "no dtype of numbers"),
+    "unknown dtype": ({"buffers": [{"dtype": "quaternion", "shape": [1]}]}, [EIGHT], "no dtype of numbers"),
+    "long dtype": ({"buffers": [{"dtype": "u1" * 100_000, "shape": [8]}]}, [EIGHT], "no dtype of numbers"),
+    "overflow": ({"buffers": [{"dtype": "u1", "shape": [1 << 62, 4]}]}, [EIGHT], "bytes is announced, 8 have come"),
+    "huge": ({"buffers": [{"dtype": "u1", "shape": [1 << 40]}]}, [EIGHT], "a buffer of 1099511627776 bytes"),
+    "negative": ({"buffers": [{"dtype": "u1", "shape": [-8]}]}, [EIGHT], "shape"),
+    "bool": ({"buffers": [{"dtype": "u1", "shape": [True, 8]}]}, [EIGHT], "shape"),
+    "float": ({"buffers": [{"dtype": "u1", "shape": [8.0]}]}, [EIGHT], "shape"),
+    "many dimensions": ({"buffers": [{"dtype": "u1", "shape": [1 << 62] * 100_000}]}, [EIGHT], "at most 64 dimensions"),
+    "wrong size": ({"buffers": [{"size": 7}]}, [EIGHT], "a buffer of 7 bytes is announced, 8 have come"),
+    "order": ({"buffers": [{**U1, "order": "K"}]}, [EIGHT], "order"),
+    "compressed": ({"buffers": [{**U1, "codec": "zlib"}]}, [EIGHT], "are not compressed"),
+    "bomb": ({"buffers": [{"dtype": "u1", "shape": [1 << 30], "codec": "zlib"}]}, [EIGHT], "are not compressed"),
+    "unknown codec of a buffer": ({"buffers": [{**U1, "codec": "gzip"}]}, [EIGHT], "codec"),
+    "slot without proof": ({"buffers": [{**U1, "slot": SLOT}]}, [], "shared memory"),
+    "slot and frame": ({"buffers": [{**U1, "slot": SLOT}]}, [EIGHT], "1 buffers are named, 1 frames came"),
+    "slot with a wrong proof": ({"buffers": [{**U1, "slot": SLOT}], "shm": ["0" * 32, 1]}, [], "shared memory"),
+    "slot with no proof": ({"buffers": [{**U1, "slot": SLOT}], "shm": ["é", -1]}, [], "shared memory"),
+    "short slot": ({"buffers": [{**U1, "slot": [0, 1]}]}, [], "slot"),
+    "slot of floats": ({"buffers": [{**U1, "slot": [0, 1, 0, 8, 0.5]}]}, [], "slot"),
+    "reference beyond": ({"buffers": [U1], "params": {"args": [{"$buffer": 1}]}}, [EIGHT], "there is no buffer 1"),
+    "reference before": ({"buffers": [U1], "params": {"args": [{"$buffer": -1}]}}, [EIGHT], "there is no buffer -1"),
+    "float reference": ({"buffers": [U1], "params": {"args": [{"$buffer": 0.0}]}}, [EIGHT], "there is no buffer 0.0"),
+    "bool reference": ({"buffers": [U1], "params": {"args": [{"$buffer": False}]}}, [EIGHT], "no buffer False"),
+    "text reference": ({"buffers": [U1], "params": {"kwargs": {"value": {"$buffer": "0"}}}}, [EIGHT], "no buffer '0'"),
+    "proof that is none": ({"shm": "secret"}, [], "shm"), "proof of floats": ({"shm": ["a", 0.5]}, [], "shm"),
+    "proof of many": ({"shm": ["a", 1, 2]}, [], "shm"), "codec that is none": ({"codec": "zlib"}, [], "codec"),
+    "unknown codec": ({"codec": {"name": "gzip"}}, [], "codec"), "no codec": ({"codec": {}}, [], "codec"),
+    "quality": ({"codec": {"name": "jpeg", "quality": 0}}, [], "quality"),
+    "large quality": ({"codec": {"name": "jpeg", "quality": 101}}, [], "quality"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD_BUFFERS)
+def test_bad_buffers(peer: Peer, kind: str) -> None:
+    """Whatever is said of buffers, shared memory and compression: one error reply that names the fault."""
+    keys, frames, text = BAD_BUFFERS[kind]
+    keys = {"params": {"args": [{"$buffer": 0}]}, **keys}
+    reply = answered(peer, echo(**keys, **with_id()), *frames)
+
+    assert (False, True) == (reply["success"], text in reply["error"]), reply["error"][:500]
+    assert reply.get("error_type", LOST) in ("rpc_kit.errors.ProtocolError", LOST)
+    assert len(reply["error"]) < 1000
+    assert reply["error"] == answered(peer, echo(**keys), *frames)["error"]
+    for value in keys["params"].get("args", []):
+        put = request("PROPERTY_SET", property="level", value=value, **keys, **with_id())
+        assert not answered(peer, put, *frames)["success"]
+
+
+@pytest.mark.parametrize("event", ["PING", "GET_INVENTORY", "INIT_SIGNALS_HANDLING", "INIT_STREAMS"])
+def test_buffers_where_there_are_none(peer: Peer, event: str) -> None:
+    """Other requests have none: keys are ignored as all that are unknown, frames are not."""
+    keys = {"buffers": [U1], "shm": 3, "codec": 3}
+    assert answered(peer, request(event, **keys, **with_id())).get("success", True)
+    assert "the request is one frame of JSON, got 2 frames" == answered(peer, request(event, **keys), EIGHT)["error"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ([1, 2.5], r"add\(\): argument 'a': expected int, got numpy.ndarray"), (3, "expected int, got numpy.ndarray"),
+    ],
+)  # fmt: skip
+def test_array_where_none_is_expected(peer: Peer, value: Any, text: str) -> None:
+    """An array is no number, also when it has only one."""
+    array = np.array(value)
+    header = {"dtype": array.dtype.str, "shape": list(array.shape)}
+    reply = answered(peer, echo(method="add", buffers=[header], **with_id()), array.tobytes())
+
+    assert "TypeError" == reply["error_type"]
+    with pytest.raises(TypeError, match=text):
+        raise TypeError(reply["error"])
+
+
+@pytest.fixture
+def ring(peer: Peer) -> Iterator[RingClient]:
+    """The shared memory of the server."""
+    made = RingClient.open(peer.ask(request("GET_INVENTORY", **with_id()))["shm"])
+    assert made is not None
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "slot",
+    [
+        (255, 1, 0, 8, -1), (254, 1, 0, 8, -1), (-1, 1, 0, 8, -1), (1 << 70, 1, 0, 8, -1), (0, 0, 0, 8, -1),
+        (0, -1, 0, 8, -1), (0, 1 << 70, 0, 8, -1), (0, 1, 1 << 40, 8, -1), (0, 1, -8, 8, -1), (0, 1, 0, 1 << 40, -1),
+        (0, 1, 0, -8, -1), (0, 1, 1 << 70, 1 << 70, 1 << 70), (0, 1, 0, 8, 1 << 70), (0, 1, 0, 8, 1024),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("is_used", [False, True])
+def test_bad_slots(peer: Peer, ring: RingClient, slot: tuple[int, ...], is_used: bool) -> None:
+    """Who maps the shared memory may name whatever place in it: it is lost, or refused."""
+    if is_used:
+        body = call("buffer", "bytes", 100_000, shm=ring.proof, **with_id())
+        number, generation, *_ = peer.ask(body)["buffers"][0]["slot"]
+        # The slot of that reply, as far as it is not the fault.
+        slot = (slot[0] or number, generation if slot[1] == 1 else slot[1], *slot[2:])
+    reply = answered(peer, echo(buffers=[{**U1, "slot": slot}], shm=ring.proof, **with_id()))
+
+    # Of a request nobody looks at the ticket.
+    assert reply["success"] is (is_used and slot[2:4] == (0, 8) and slot[:2] == (number, generation))
+    assert reply["success"] or reply["error_type"] in ("rpc_kit.errors.ProtocolError", LOST)
+
+
+def test_codec_for_what_it_cannot_compress(peer: Peer) -> None:
+    """A result that the wanted codec does not suit is an error that says what does, and the next call is answered."""
+    header = {"dtype": "<f8", "shape": [1000]}
+    reply = answered(peer, echo(buffers=[header], codec={"name": "jpeg"}, **with_id()), bytes(8000))
+
+    assert "rpc_kit.errors.SerializationError" == reply["error_type"]
+    assert "echo(): its result of type ndarray: jpeg cannot compress <f8 of shape (1000,)" in reply["error"]
+    peer.send(b"", echo(buffers=[header], codec={"name": "zlib"}, **with_id()), bytes(8000))
+    _, head, frame = peer.receive()
+    assert ("zlib", bytes(8000)) == (json.loads(head)["buffers"][0]["codec"], zlib.decompress(frame))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from rpc_kit import RPCProperty, RPCServer, RPCSignal
 from rpc_kit.errors import InterfaceError
@@ -368,6 +369,42 @@ def test_result_is_converted() -> None:
 
 def signature_of_result(self: Any) -> tuple[int, Mode]:
     raise NotImplementedError
+
+
+def gives(expected: Any) -> Any:
+    """A function with that result."""
+
+    def function(self: Any) -> Any: ...
+
+    function.__annotations__["return"] = expected
+    return function
+
+
+@pytest.mark.parametrize(
+    ("members", "carries", "streamed"),
+    [
+        ({}, False, set()), ({"count": method(gives(int))}, False, set()), ({"moved": RPCSignal(float)}, False, set()),
+        ({"noted": RPCSignal(Any)}, False, set()), ({"raw": RPCSignal(bytes)}, False, set()),
+        ({"size": RPCProperty(gives(tuple[int, str]))}, False, set()),
+        ({"take": method(gives(NDArray[Any]))}, True, set()),
+        ({"take": method(gives(list[np.ndarray]))}, True, set()), ({"take": method(lambda self: 1)}, True, set()),
+        ({"take": method(gives(Any))}, True, set()),
+        ({"take": buffer(gives(tuple[bytes, dict[str, Any]]))}, True, set()),
+        ({"mask": RPCProperty(gives(np.ndarray))}, True, set()),
+        ({"mask": RPCProperty(gives(bytes | None))}, True, set()),
+        ({"frames": RPCSignal(np.ndarray)}, True, {"frames"}),
+        ({"frames": RPCSignal(int, NDArray[np.uint8]), "moved": RPCSignal(int)}, True, {"frames"}),
+        ({"frames": RPCSignal(NDArray[np.uint8], dict[str, Any])}, True, {"frames"}),
+        ({"frames": RPCSignal(list[np.ndarray])}, False, set()),
+    ],
+)  # fmt: skip
+def test_what_carries_buffers(members: dict[str, Any], carries: bool, streamed: set[str]) -> None:
+    """Results, values and streams may; a signal is a stream when an array is among its declared arguments."""
+    interface = Interface.of(made(**members))
+
+    assert (carries, streamed) == (interface.carries_buffers, interface.streamed)
+    for each in (*interface.methods.values(), *interface.properties.values()):
+        assert carries is each.carries_buffers
 
 
 def hash_of(**members: Any) -> str:

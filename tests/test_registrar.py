@@ -1,5 +1,6 @@
 """Devices that stay registered: leases, registries that vanish, restart or refuse, many devices, every end."""
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ import pytest
 import zmq
 
 from registry import DeviceRegistry
-from rpc_kit import registrar, registration, server_engine
+from rpc_kit import registrar, registration, server_engine, sockets
 from rpc_kit.errors import RegistryRefused
 from rpc_kit.interface import Interface
 from rpc_kit.lookup import RegistryClient
@@ -801,6 +802,44 @@ def test_context_of_registered_device_is_terminated(
     assert ([None], [None]) == (served, terminated)
     assert "left could not be unregistered" in caplog.text
     assert [] == [thread for thread in threading.enumerate() if thread.name in ("rpc-registrar", "rpc-standby")]
+
+
+def test_context_is_terminated_while_many_leave(scripted: ScriptedRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It exists until the registrar has no more use for it: a socket of a context that is gone ends the process."""
+    own: Any = zmq.Context()
+    told = Registration("scope", "tcp://127.0.0.1:9", "left")
+    members = [Member(lambda url: told, 60.0, None, lambda: None) for _ in range(8)]
+    for member in members:
+        Registrar.add(own, [scripted.url], member)
+    scripted.is_silent = True
+    asked: list[bool] = []
+    ask_once = registration.ask_once
+    monkeypatch.setattr(registration, "ask_once", lambda *args: (asked.append(own.closed), ask_once(*args))[1])
+    with ThreadPoolExecutor(8) as pool:
+        leaving = [pool.submit(Registrar.discard, own, [scripted.url], member) for member in members]
+        wait_until(lambda: len(asked) == 2)
+        own.term()
+        assert 8 * [None] == [each.result(LIMIT) for each in leaving]
+
+    assert all(member.left.is_set() for member in members)
+    assert {False} == set(asked)
+
+
+def test_no_descriptors_for_the_registrar(
+    scripted: ScriptedRegistry, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registrar that can make no socket now tries on."""
+
+    def none_left(*args: Any) -> Any:
+        raise zmq.ZMQError(errno.EMFILE)
+
+    device = serve(alive_timeout=LEASE)
+    with monkeypatch.context() as patch:
+        patch.setattr(registrar, "make_socket", none_left)
+        patch.setattr(sockets, "make_socket", none_left)
+        assert "" == device.register_to_registry("scope", "left", scripted.url)
+
+    wait_until(lambda: device.name == "left")
 
 
 def test_forgotten_server_is_unregistered(registry: DeviceRegistry, context: Any) -> None:

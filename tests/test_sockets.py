@@ -14,16 +14,20 @@ from rpc_kit import sockets
 from rpc_kit.addresses import RANDOM_PORTS, Address
 from rpc_kit.sockets import (
     HARD_LIMIT,
+    PORT_ATTEMPTS,
     ZERO_COPY,
     Waker,
     Watch,
     ask_once,
+    bind_beside,
     client_socket,
     readable,
     receive_request,
     receive_rest,
     send_reply,
+    send_tracked,
     server_socket,
+    server_socket_beside,
 )
 from rpc_kit.wire import MAX_FRAMES
 from tests.devices import LIMIT, InstrumentClient
@@ -119,6 +123,114 @@ def test_received_buffers_are_read_only(context: Any) -> None:
         assert [(b"a", True), (b"b", True)] == [(bytes(each), each.readonly) for each in received]
         assert b"single" == other.recv()
         assert [] == receive_rest(other)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_tracked_request(router: Any, context: Any, kind: Any) -> None:
+    """All frames arrive; what is large is not copied, and free when its tracker is done."""
+    frames = [b"head", kind(b"a" * (ZERO_COPY - 1)), kind(b"b" * ZERO_COPY), b"", kind(b"c" * (1 << 20)), b"tail"]
+    with client_socket(context, zmq.REQ, router[1]) as made:
+        trackers = send_tracked(made, frames)
+        envelope, received = receive_request(router[0])
+        assert [bytes(frame) for frame in frames] == [bytes(frame) for frame in received]
+        del received
+        for tracker in trackers:
+            tracker.wait(LIMIT)
+        send_reply(router[0], envelope, [b"reply"])
+
+        assert (2, b"reply") == (len(trackers), made.recv())
+
+
+def test_tracked_request_is_not_copied(context: Any) -> None:
+    """What nobody has taken yet is still the sender's memory."""
+    with context.socket(zmq.PAIR) as one, context.socket(zmq.PAIR) as other:
+        one.bind("inproc://pair")
+        other.connect("inproc://pair")
+        large, small = bytearray(ZERO_COPY), bytearray(ZERO_COPY - 1)
+        (tracker,) = send_tracked(one, [large, small])
+        large[0] = small[0] = 1
+
+        assert not tracker.done
+        assert [1, 0] == [frame[0] for frame in other.recv_multipart()]
+        tracker.wait(LIMIT)
+
+
+def test_beside(context: Any) -> None:
+    """A server on tcp is reached by ipc as well, while it is there; the second of that name is not."""
+    made, address = server_socket(context, zmq.ROUTER, LOOPBACK)
+    assert not (address.beside or address).is_here
+    with made:
+        beside = bind_beside(made, address)
+        assert beside is not None
+        assert (beside, True) == (address.beside, beside.is_here)
+        with context.socket(zmq.ROUTER) as other:
+            assert bind_beside(other, address) is None
+        for url in (str(beside), str(address)):
+            with Peer(context, url, zmq.REQ) as peer:
+                peer.send(url.encode())
+                envelope, frames = receive_request(made)
+                send_reply(made, envelope, frames)
+
+                assert [url.encode()] == peer.receive()
+    wait_until(lambda: not beside.is_here)
+
+
+@pytest.mark.parametrize("url", ["inproc://device", "ipc://{}/device"])
+def test_nothing_is_beside(context: Any, tmp_path: Path, url: str) -> None:
+    """Only tcp has something faster beside it."""
+    made, address = server_socket(context, zmq.ROUTER, Address.parse(url.format(tmp_path)))
+    with made:
+        assert bind_beside(made, address) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"), [("inproc://device", "inproc://device.what"), ("ipc://{}/device", "ipc://{}/device.what")]
+)
+def test_socket_beside_a_server(context: Any, tmp_path: Path, url: str, expected: str) -> None:
+    """Without ports a further socket of a server has a name of its own."""
+    server = Address.parse(url.format(tmp_path))
+    made, address = server_socket_beside(context, zmq.PUB, server, [], "what")
+    with made:
+        assert expected.format(tmp_path) == str(address)
+
+
+def test_socket_beside_a_server_on_several_hosts(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A further socket has one port on all hosts of the server; one that is taken on a host is given up."""
+    hosts = [Address.parse(f"tcp://127.0.0.{number}:9") for number in (1, 2, 3)]
+    given_up: list[Address] = []
+
+    def bind_also(made: Any, address: Address, bind: Any = sockets.bind_also) -> Address:
+        if len(given_up) < 3 and address.host == "127.0.0.3":
+            given_up.append(address)
+            raise OSError("taken")
+        return bind(made, address)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(sockets, "bind_also", bind_also)
+    made, address = server_socket_beside(context, zmq.ROUTER, hosts[0], hosts[1:], "what")
+    with made:
+        assert (3, "127.0.0.1") == (len(given_up), address.host)
+        assert address.port not in {9, *(each.port for each in given_up)}
+        for host in hosts:
+            with Peer(context, str(host.with_port(address.port or 0)), zmq.REQ) as peer:
+                peer.send(b"")
+                envelope, _ = receive_request(made)
+                send_reply(made, envelope, [b"reply"])
+
+                assert [b"reply"] == peer.receive()
+
+
+def test_no_port_for_a_socket_beside_a_server(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After so many ports it is the error of the last, and nothing is left open."""
+    tried: list[Address] = []
+
+    def bind_also(made: Any, address: Address) -> Address:
+        tried.append(address)
+        raise OSError(f"cannot bind to {address}")
+
+    monkeypatch.setattr(sockets, "bind_also", bind_also)
+    with pytest.raises(OSError, match="cannot bind to tcp://127.0.0.2:"):
+        server_socket_beside(context, zmq.PUB, LOOPBACK, [Address.parse("tcp://127.0.0.2:9")], "what")
+    assert PORT_ATTEMPTS == len(tried)
 
 
 def test_reply_to_peer_that_left(router: Any, context: Any) -> None:

@@ -3,14 +3,18 @@
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from weakref import WeakMethod
 
+import numpy as np
 import pytest
 import zmq
+from numpy.typing import NDArray
 
-from rpc_kit import RPCClient, sockets, subscriber
+from rpc_kit import RPCClient, RPCServer, RPCSignal, publisher, sockets, subscriber
 from tests.devices import LIMIT, Identified, InstrumentClient, Mode, Point, Scan
 from tests.helpers import Relay, in_thread, wait_until
 
@@ -378,3 +382,69 @@ def test_context_terminated(serve: Any, server_ends_first: bool, caplog: pytest.
         client.close()
 
     assert [None] == ended
+
+
+@dataclass
+class Shot:
+    image: NDArray[np.uint8]
+    number: int
+
+
+class Noting:
+    """Signals that are no streams, as no argument is an array, and yet may carry some."""
+
+    noted = RPCSignal(Any)
+    taken = RPCSignal(Shot)
+
+
+class NotingServer(Noting, RPCServer):
+    pass
+
+
+@RPCClient.register_interface(Noting)
+class NotingClient(Noting, RPCClient):
+    pass
+
+
+@pytest.fixture
+def noting(serve: Any, context: Any) -> Iterator[tuple[Any, Any]]:
+    device = serve(NotingServer)
+    with NotingClient(context, device.url) as client:
+        yield device, client
+
+
+def test_arrays_in_events(noting: tuple[Any, Any]) -> None:
+    """They arrive as they were when they were emitted, at each place, and are read-only."""
+    device, client = noting
+    notes, shots = collect(client.noted), collect(client.taken)
+    image = np.arange(200_000, dtype=np.uint8)
+    device.noted.emit({"images": [image, image[::2]], "$buffer": 3})
+    device.taken.emit(Shot(image, 7))
+    image[:] = 0
+    device.noted.emit(b"raw")
+    device.noted.emit("plain")
+    wait_until(lambda: len(notes) == 3 and shots)
+    first, second = notes[0]["images"]
+
+    assert (3, b"raw", "plain", 7) == (notes[0]["$buffer"], bytes(notes[1]), notes[2], shots[0].number)
+    expected = np.arange(200_000, dtype=np.uint8)
+    assert np.array_equal(expected, first) and np.array_equal(expected[::2], second)
+    assert (Shot, True, False) == (type(shots[0]), np.array_equal(expected, shots[0].image), first.flags.writeable)
+    assert 0 == client.events_lost
+
+
+@pytest.mark.parametrize("frames", [[], [b"1", b"2"], [b"12"]], ids=["none", "two", "another size"])
+def test_event_with_other_buffers(
+    noting: tuple[Any, Any], frames: list[bytes], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An event whose buffers are not those that it names is logged, and those that follow arrive."""
+    device, client = noting
+    notes = collect(client.noted)
+    with monkeypatch.context() as patch:
+        make = publisher.event_frames
+        patch.setattr(publisher, "event_frames", lambda *args: [*make(*args)[:2], *frames])
+        device.noted.emit(b"1")
+    wait_until(lambda: "no signals from" in caplog.text)
+    wait_until(lambda: device.noted.emit("after") or notes)
+
+    assert "after" == notes[0]

@@ -43,6 +43,9 @@ near_requests = st.fixed_dictionaries(
         "id": ids | json_values,
         "timeout": st.floats() | json_values,
         "call": ids | json_values,
+        "buffers": json_values | st.lists(st.fixed_dictionaries({"size": st.integers()}) | json_values, max_size=3),
+        "shm": json_values | st.tuples(st.text(max_size=4), st.integers()),
+        "codec": json_values | st.fixed_dictionaries({"name": st.sampled_from(["jpeg", "zlib", "gzip"])}),
     },
 )
 frames = (

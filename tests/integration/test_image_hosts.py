@@ -109,7 +109,6 @@ def test_same_user_who_is_not_root(start: Start) -> None:
     assert ({"shm": 2}, {"shm": 5}) == (paths["image"], paths["frames"])
 
 
-@pytest.mark.xfail(strict=True, reason="its ipc address has the name of the wildcard, which no client looks for")
 def test_server_for_all_addresses(start: Start, context: Any) -> None:
     """A client on the host of a server that listens at every address takes the short way, too."""
     server = start("serve", "tcp://*:0", "--memory", "0")
