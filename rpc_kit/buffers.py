@@ -49,12 +49,15 @@ class Part:
         The array that the bytes are of, if it is one.
     size : int
         Bytes.
+    is_settled : bool
+        Nobody will change the bytes any more, whoever may seem to own them.
     """
 
-    __slots__ = ("header", "array", "size", "_data")
+    __slots__ = ("header", "array", "size", "is_settled", "_data")
 
     def __init__(self, value: Any) -> None:
         self._data: memoryview | None = None
+        self.is_settled = False
         if not is_array(value):
             value = _checked_view(value)
         self.size: int = value.nbytes
@@ -76,8 +79,26 @@ class Part:
             if self.array.flags.forc:
                 self._data = flat_bytes(self.array)
             else:
-                self._data = flat_bytes(_in_c_order(self.array)).toreadonly()
+                self._data, self.is_settled = flat_bytes(_in_c_order(self.array)).toreadonly(), True
         return self._data
+
+    def is_fixed(self) -> bool:
+        """Whether nobody can change the bytes; a read-only view of what its owner may write to is not fixed."""
+        owner: Any = self.data
+        while not self.is_settled and owner is not None:
+            if is_array(owner):
+                if owner.flags.writeable:
+                    return False
+                owner = owner.base
+            elif not isinstance(owner, bytes):
+                view = owner if isinstance(owner, memoryview) else memoryview(owner)
+                if not view.readonly:
+                    return False
+                owner = view.obj if view is owner else None
+            else:
+                break
+        self.is_settled = True
+        return True
 
     def write_to(self, target: Any) -> None:
         """Copy the bytes into an array ``(size,) uint8``."""
@@ -91,7 +112,7 @@ class Part:
 
     def move(self, data: memoryview) -> None:
         """The same bytes are elsewhere."""
-        self.array, self._data = None, data
+        self.array, self._data, self.is_settled = None, data, True
 
     def in_c_order(self) -> "Part":
         """Itself, or a copy of an array in Fortran's order."""

@@ -78,6 +78,7 @@ class ClientEngine:
         self._listeners: list[StreamListener] = []
         self._attaching = threading.Lock()
         self._near = ""
+        self._event_path = Address.parse(url).transport
         try:
             inventory = self._inventory()
             self.name = inventory.name
@@ -268,9 +269,12 @@ class ClientEngine:
 
     def _failed(self, exc: RPCError) -> NoResult:
         """What a failed call returns, when it is to return anything."""
-        if not self._returns_errors or isinstance(exc, ClientClosed):
-            raise exc
-        return NoResult(str(exc), getattr(exc, "traceback", ""))
+        try:
+            if not self._returns_errors or isinstance(exc, ClientClosed):
+                raise exc
+            return NoResult(str(exc), getattr(exc, "traceback", ""))
+        finally:
+            del exc  # with its traceback it would hold itself, and the arguments of the call
 
     def _deliver(self, name: str, args: list[object]) -> None:
         signal = self._signals[name]
@@ -279,6 +283,7 @@ class ClientEngine:
         except (TypeError, RuntimeError):
             logger.exception("an event of %s does not fit the interface", self.calls.url)
             return
+        self.stats.note(name, self._event_path)
         signal.deliver(converted)
 
     def _resync(self, names: set[str]) -> set[str]:

@@ -153,6 +153,10 @@ class NextOfStream(Struct, tag_field="event", tag="STREAM_NEXT"):
     credit: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
 
 
+class EndOfStream(Struct, tag_field="event", tag="STREAM_END"):
+    """Nothing more is wanted; the reply is the last message."""
+
+
 class StreamEvent(Struct, omit_defaults=True):
     """A message of a stream; without `args` a sign of life, with `error` the end.
 

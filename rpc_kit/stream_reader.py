@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from .buffers import put_back
 from .calls import Calls
 from .convert import encode_json
 from .errors import BufferLost, CallTimeout, ClientClosed, ProtocolError, ServerLost, remote_error, type_name
-from .messages import InitStreams, NextOfStream, OpenStream, Policy
+from .messages import EndOfStream, InitStreams, NextOfStream, OpenStream, Policy
 from .signals import BoundSignal
 from .sockets import Waker, ZmqContext, ZmqSocket, client_socket, receive_rest
 from .transfer import SHARED_MEMORY, ClientTransfer
@@ -28,6 +29,10 @@ HANDSHAKE_TIMEOUT = 5.0
 WINDOW = 8
 """So many events may be on their way to a reader of all, before it has taken the first."""
 
+PARTING_TIME = 0.1
+"""How long the server has to send the last event when a stream is closed, s."""
+PARTING_LINGER = 100
+"""How long the word of parting may take after that, ms."""
 LISTENER_CHECK = 1.0
 """So often it is looked whether anybody listens still, s."""
 PAUSE = 0.5
@@ -83,6 +88,8 @@ class StreamReader:
         self._closed = False
         self._socket: ZmqSocket | None = None
         self._path = ""
+        self._shares = False
+        self._pid = os.getpid()
         self._is_asked = False
         self._taken = 0
         self._heard = self._told = self._looked = 0.0
@@ -142,6 +149,8 @@ class StreamReader:
         loop = asyncio.get_running_loop()
         try:
             deadline = self._begin()
+            if self._socket is None and not self.closed:
+                await asyncio.to_thread(self._open)  # a server that was lost may take its time
             while (event := self._try(deadline)) is _NOTHING:
                 if self.closed or self._waker is None or self._socket is None:
                     raise StopAsyncIteration
@@ -184,7 +193,7 @@ class StreamReader:
         """Let others read; or close the socket, if that was asked for meanwhile."""
         while True:
             if self._closed:
-                self._drop_socket()
+                self._part()
                 with self._waking:
                     waker, self._waker = self._waker, None
                 if waker is not None:
@@ -193,6 +202,25 @@ class StreamReader:
             # Closed between the look and the release, by somebody who could not do it himself.
             if not self._closed or self._waker is None or not self._using.acquire(blocking=False):
                 return
+
+    def _part(self) -> None:
+        """Say that nothing more is wanted, give back what is on its way in shared memory, and close the socket."""
+        if self._socket is None or os.getpid() != self._pid:
+            self._drop_socket()  # in a forked process, which has no part in it
+            return
+        socket, self._socket = self._socket, None
+        try:
+            socket.send(encode_json(EndOfStream()), zmq.NOBLOCK)
+            deadline = time.monotonic() + PARTING_TIME
+            while self._shares and socket.poll(max(0, int((deadline - time.monotonic()) * 1000))):
+                message, frames = parse_stream_event(socket.recv()), receive_rest(socket)
+                if message.error:
+                    break
+                with contextlib.suppress(BufferLost):
+                    self._transfer.receive(message.buffers or [], frames)
+        except (zmq.ZMQError, ProtocolError):
+            pass  # the server is gone, or the context
+        socket.close(linger=PARTING_LINGER)
 
     def _begin(self) -> float | None:
         """Until when to wait; from now on the silence of the server counts."""
@@ -296,6 +324,7 @@ class StreamReader:
         asked = OpenStream(signal=self._signal.name, policy=self._policy, every=self._every, credit=self._window)
         self._transfer.sign(asked)
         self._path = address.transport
+        self._shares = asked.shm is not UNSET
         self._socket = client_socket(self._context, zmq.DEALER, str(address))
         self._dropped_before, self._dropped_here = self._dropped_before + self._dropped_here, 0
         self._is_asked, self._taken = False, 0

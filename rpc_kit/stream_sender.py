@@ -15,8 +15,16 @@ from .addresses import Address
 from .buffers import Bytes, Part, take_out
 from .compression import Codec
 from .convert import encode_json
-from .errors import ProtocolError, SerializationError, ServerBusy, ServerStopping, UnknownMember, type_name
-from .messages import BufferHeader, NextOfStream, OpenStream, StreamEvent
+from .errors import (
+    ClientClosed,
+    ProtocolError,
+    SerializationError,
+    ServerBusy,
+    ServerStopping,
+    UnknownMember,
+    type_name,
+)
+from .messages import BufferHeader, EndOfStream, NextOfStream, OpenStream, StreamEvent
 from .sockets import (
     DRAIN_TIME,
     Waker,
@@ -30,7 +38,7 @@ from .sockets import (
     server_socket_beside,
 )
 from .transfer import COMPRESSED_FROM, SHARED_FROM, ServerTransfer, compressed
-from .wire import Frames, parse_stream_request
+from .wire import Frames, StreamRequest, parse_stream_request
 
 logger = logging.getLogger(__name__)
 
@@ -280,8 +288,11 @@ class StreamSender:
                 self._end(socket, envelope[0], exc)
         return True
 
-    def _take(self, socket: ZmqSocket, peer: bytes, message: OpenStream | NextOfStream) -> None:
+    def _take(self, socket: ZmqSocket, peer: bytes, message: StreamRequest) -> None:
         reader = self._readers.get(peer)
+        if isinstance(message, EndOfStream):
+            self._end(socket, peer, ClientClosed("the reader has ended the stream"))
+            return
         if isinstance(message, NextOfStream):
             if reader is None:
                 raise ProtocolError("no stream is open on this connection")

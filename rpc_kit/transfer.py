@@ -93,7 +93,8 @@ class ServerTransfer:
         """Have slots free for the next arguments like these, which a client had to send: it makes none itself."""
         ring = self._made
         if ring is not None and self.reader(proof) is not None:
-            made = [ring.allocate(size) for size in sizes if size >= SHARED_FROM]
+            # Two of each, as the last result, of which the server has not seen yet that it was picked up, keeps one.
+            made = [ring.allocate(size) for size in sizes if size >= SHARED_FROM for _ in range(2)]
             made.clear()
 
     def load(self, request: Carrying, parts: Sequence[Part]) -> tuple[list[BufferHeader], list[Bytes]]:
@@ -115,7 +116,7 @@ class ServerTransfer:
 
     def keep(self, part: Part) -> None:
         """Make the bytes independent of whoever may write to them, in a slot if possible; a loan is not copied."""
-        if not part.data.readonly and (part.size < SHARED_FROM or self.settle(part) is None):
+        if not part.is_fixed() and (part.size < SHARED_FROM or self.settle(part) is None):
             part.move(memoryview(bytes(part.data)))
 
     def settle(self, part: Part) -> tuple[Slot, int] | None:
@@ -134,6 +135,7 @@ class ServerTransfer:
             found = slot, 0
             part.move(memoryview(cast(Any, slot.array)).toreadonly())
         found[0].seal()
+        part.is_settled = True
         return found
 
     def usage(self) -> Usage | None:

@@ -24,6 +24,7 @@ from .messages import (
     AnyRequest,
     BufferHeader,
     Carrying,
+    EndOfStream,
     EventType,
     Facts,
     Malformed,
@@ -45,6 +46,7 @@ Buffer = bytes | bytearray | memoryview
 Frames = list[Buffer]
 T = TypeVar("T")
 
+StreamRequest = OpenStream | NextOfStream | EndOfStream
 ViewSlot = Callable[[tuple[str, int] | UnsetType, SlotRef], Any]
 
 MAX_FRAMES = 1 + MOST_BUFFERS
@@ -67,7 +69,7 @@ _EVENTS = {*map(str, RPCEvents), *map(str, EventType)}
 _replies = msgspec.json.Decoder(Reply)
 _facts = msgspec.json.Decoder(Facts)
 _events = msgspec.json.Decoder(SignalEvent)
-_stream_requests: "msgspec.json.Decoder[Any]" = msgspec.json.Decoder(OpenStream | NextOfStream)
+_stream_requests: "msgspec.json.Decoder[Any]" = msgspec.json.Decoder(OpenStream | NextOfStream | EndOfStream)
 _stream_events = msgspec.json.Decoder(StreamEvent)
 _subscribed = msgspec.json.Decoder(Subscribed)
 _registry_replies = msgspec.json.Decoder(dict[str, Any])
@@ -403,7 +405,7 @@ def parse_published(topic: bytes, body: bytes) -> tuple[str, SignalEvent | Subsc
     return topic[:-1].decode(errors="replace"), _parse(body, _events, "an event")
 
 
-def parse_stream_request(frames: Sequence[Buffer]) -> OpenStream | NextOfStream:
+def parse_stream_request(frames: Sequence[Buffer]) -> StreamRequest:
     """What a client says of a stream.
 
     Raises
@@ -413,7 +415,7 @@ def parse_stream_request(frames: Sequence[Buffer]) -> OpenStream | NextOfStream:
     """
     if len(frames) != 1:
         raise ProtocolError(f"a message for a stream is one frame of JSON, got {len(frames)} frames")
-    request: OpenStream | NextOfStream = _parse(frames[0], _stream_requests, "a message for a stream")
+    request: StreamRequest = _parse(frames[0], _stream_requests, "a message for a stream")
     return request
 
 
