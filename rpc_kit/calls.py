@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import zmq
 from msgspec import UNSET
 
+from .addresses import Address
 from .errors import (
     CallTimeout,
     ClientClosed,
@@ -338,8 +339,8 @@ class Calls:
 
     def use(self, route: str) -> None:
         """Reach the server at that address of it from now on."""
+        self.transport = Address.parse(route).transport
         self.route = route
-        self.transport = route.partition(":")[0]
 
     @property
     def closed(self) -> bool:

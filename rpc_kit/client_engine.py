@@ -166,7 +166,7 @@ class ClientEngine:
 
     def _attach(self, inventory: Facts) -> None:
         """Use the fastest way to the server that there is from here."""
-        if inventory.ipc is not UNSET and Address.parse(inventory.ipc).is_here:
+        if inventory.ipc is not UNSET and _is_here(inventory.ipc):
             # Another host may have given that name to another server.
             same = Entry("", "", "", inventory.ipc, epoch=str(inventory.epoch))
             self.calls.use(answering(self._context, [inventory.ipc], self.timeout, same) or self.calls.url)
@@ -307,6 +307,13 @@ def _attach_again(me: "weakref.ref[ClientEngine]") -> None:
     engine = me()
     if engine is not None:
         engine._attach_again()
+
+
+def _is_here(url: str) -> bool:
+    try:
+        return Address.parse(url).is_here
+    except ValueError:
+        return False  # whatever the server means by that, there is its other address
 
 
 def _open_stream(

@@ -262,6 +262,9 @@ def _enum(expected: type[Enum]) -> Load:
 
 
 def _plain_class(expected: Any) -> Load:
+    if not isinstance(get_origin(expected) or expected, type):
+        raise TypeError(f"{expected!r} is no type: an annotation says what a value is, such as float or np.ndarray")
+
     def load(value: Any) -> Any:
         if is_instance_of_generic(value, expected):
             return value
@@ -290,6 +293,8 @@ def type_text(expected: Any) -> str:
     """How an annotation is written in an error text."""
     if isinstance(expected, tuple):
         return " or ".join(map(type_text, expected))
+    if numpy_values.is_array_type(expected):
+        return numpy_values.array_text(expected)
     if isinstance(expected, type) and get_origin(expected) is None:
         return expected.__qualname__ if expected.__module__ == "builtins" else _qualified(expected)
     return str(expected).replace("typing.", "")

@@ -55,10 +55,10 @@ class Method:
         if any(each.name in ("_method_", "_call_") for each in (me, *parameters)):
             raise InterfaceError(f"{name}: a parameter cannot be called _method_ or _call_")
         self.signature = inspect.signature(function).replace(parameters=parameters)
-        self._loads = {each.name: converter(hints.get(each.name, Any)) for each in parameters}
+        self._loads = {each.name: _loader(hints.get(each.name, Any), f"{name}(), {each.name}") for each in parameters}
         self.takes_buffers = any(may_hold_buffers(hints.get(each.name, Any)) for each in parameters)
         self.carries_buffers = may_hold_buffers(hints.get("return", Any))
-        self.load_result: Load = converter(hints.get("return", Any))
+        self.load_result: Load = _loader(hints.get("return", Any), f"{name}()")
         plain = [each for each in parameters if each.kind in _POSITIONAL]
         self._required = sum(each.default is each.empty for each in plain)
         if len(plain) == len(parameters):
@@ -327,17 +327,35 @@ def _property(cls: type, name: str, declared: RPCProperty[Any]) -> Property:
         raise InterfaceError(f"{cls.__name__}.{name}: its notify signal is not declared on the class")
     if declared.fget is None:
         raise InterfaceError(f"{cls.__name__}.{name}: a property needs a getter")
-    expected = _property_type(declared, name)
-    return Property(name, declared, converter(expected), may_hold_buffers(expected))
+    expected = _nearest_type(cls, name)
+    return Property(name, declared, _loader(expected, f"{cls.__name__}.{name}"), may_hold_buffers(expected))
 
 
-def _property_type(declared: RPCProperty[Any], name: str) -> Any:
-    hints = _hints(declared.fget, name)
+def _nearest_type(cls: type, name: str) -> Any:
+    """The type of a property: a device that says nothing of it has that of the interface."""
+    for base in cls.__mro__:
+        declared = vars(base).get(name)
+        if isinstance(declared, property | RPCProperty):
+            expected = _property_type(declared, name)
+            if expected is not Any:
+                return expected
+    return Any
+
+
+def _property_type(declared: "property | RPCProperty[Any]", name: str) -> Any:
+    hints = _hints(declared.fget, name) if declared.fget is not None else {}
     if "return" in hints or declared.fset is None:
         return hints.get("return", Any)
     setter_hints = _hints(declared.fset, name)
     # The value comes last; somebody may have annotated self.
     return next((hint for key, hint in reversed(setter_hints.items()) if key != "return"), Any)
+
+
+def _loader(expected: Any, where: str) -> Load:
+    try:
+        return converter(expected)
+    except TypeError as exc:
+        raise InterfaceError(f"{where}: {exc}") from exc
 
 
 def _hints(function: Any, name: str) -> dict[str, Any]:

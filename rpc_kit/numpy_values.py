@@ -23,6 +23,12 @@ def is_array_type(expected: Any) -> bool:
     return numpy is not None and (expected is numpy.ndarray or get_origin(expected) is numpy.ndarray)
 
 
+def array_text(expected: Any) -> str:
+    """How an annotation of an array is written in an error text."""
+    kind = _scalar_type(expected)
+    return "numpy.ndarray" if kind is None else f"NDArray[numpy.{kind.__name__}]"
+
+
 def is_of_type(expected: Any, array: Any) -> bool:
     """Whether an array has the dtype of an annotation."""
     kind = _scalar_type(expected)
@@ -128,7 +134,11 @@ def _scalar_type(expected: Any) -> Any:
     """The class of the items in an annotation; None when it leaves that open."""
     dtype = (get_args(expected) or (None,))[-1]
     kind = (get_args(dtype) or (None,))[0]
-    return kind if isinstance(kind, type) and kind is not Any else None
+    if not isinstance(kind, type) or kind is Any:
+        return None
+    numpy = _numpy()
+    # Python's own numbers stand for the kinds that NumPy makes of them.
+    return kind if issubclass(kind, numpy.generic) else numpy.dtype(kind).type
 
 
 def same_arrays(one: object, other: object) -> bool:

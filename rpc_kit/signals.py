@@ -144,7 +144,10 @@ class BoundSignal:
         if coerce:
             if len(self._loads) != len(args):
                 self._loads = tuple(map(converter, self.arg_types))
-            return tuple([load(arg) for load, arg in zip(self._loads, args)])
+            try:
+                return tuple([load(arg) for load, arg in zip(self._loads, args)])
+            except TypeError as exc:
+                raise TypeError(f"signal {self.name}: {exc}") from exc
         for number, (arg, expected) in enumerate(zip(args, self.arg_types), 1):
             if not is_instance_of_generic(arg, expected):
                 raise TypeError(f"signal {self.name}: argument {number} must be {expected}, got {type(arg).__name__}")
@@ -188,7 +191,7 @@ class BoundSignal:
             raise ValueError(f"a policy is 'latest', 'all' or 'every', not {policy!r}")
         if type(every) is not int or every < 1 or (every > 1 and policy != "every"):
             raise ValueError(f"every is a positive int, used with the policy 'every'; got {every!r} with {policy!r}")
-        if timeout is not None and not timeout > 0:
+        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
             raise ValueError(f"timeout is a positive number of seconds or None, not {timeout!r}")
         return self._open_stream(policy, every, timeout)
 

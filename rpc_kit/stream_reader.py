@@ -148,6 +148,7 @@ class StreamReader:
             raise RuntimeError("a stream is read by one task at a time: open one for each")
         loop = asyncio.get_running_loop()
         try:
+            await asyncio.sleep(0)  # while many events wait, others have their turn
             deadline = self._begin()
             if self._socket is None and not self.closed:
                 await asyncio.to_thread(self._open)  # a server that was lost may take its time
@@ -158,10 +159,12 @@ class StreamReader:
                 descriptors = (self._waker.fileno(), self._socket.fileno())
                 for descriptor in descriptors:
                     loop.add_reader(descriptor, happened.set)
+                # No wait_for(), which may swallow a cancellation that comes together with an event (Python 3.11).
+                timer = loop.call_later(self._patience(deadline), happened.set)
                 try:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(happened.wait(), self._patience(deadline))
+                    await happened.wait()
                 finally:
+                    timer.cancel()
                     for descriptor in descriptors:
                         loop.remove_reader(descriptor)
             return event

@@ -1,6 +1,7 @@
 """How buffers travel: in shared memory on one host, else as frames of their own, compressed if the client wants it."""
 
 import math
+import operator
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -67,7 +68,7 @@ class ServerTransfer:
         kind = numpy.dtype(dtype)
         if kind.hasobject:
             raise TypeError(f"an array of dtype {kind} cannot be sent, as it holds Python objects")
-        lengths = (shape,) if isinstance(shape, int) else tuple(shape)
+        lengths = tuple(map(operator.index, (shape,) if isinstance(shape, int) else shape))
         size = kind.itemsize * math.prod(lengths)
         ring = self._ring() if size else None
         slot = ring.allocate(size) if ring is not None else None

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import zmq
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rpc_kit import connections
+from rpc_kit.interface import Interface
 from rpc_kit.sockets import HARD_LIMIT
-from tests.devices import LIMIT
-from tests.helpers import Peer, Program, call, raw_connection, request, wait_until
+from tests.devices import LIMIT, Identified, Instrument
+from tests.helpers import Peer, Program, call, in_thread, raw_connection, request, wait_until
 
 
 def port_of(server: Program) -> int:
@@ -96,6 +98,9 @@ FRAME = st.one_of(
                 {}, optional={"args": st.lists(st.integers() | st.text(max_size=3), max_size=4) | st.none()}
             ),
             "id": st.tuples(st.text(max_size=5), st.integers()) | st.integers(),
+            "buffers": st.lists(st.fixed_dictionaries({"size": st.integers(-1, 3)}), max_size=3) | st.integers(),
+            "shm": st.tuples(st.text(max_size=5), st.integers()) | st.integers(),
+            "codec": st.fixed_dictionaries({"name": st.sampled_from(["zlib", "jpeg", "gzip"])}) | st.integers(),
             "timeout": st.integers() | st.floats() | st.text(max_size=3),
             "payload": st.none(),
         },
@@ -124,3 +129,41 @@ def test_any_frames(dealer: Peer, frames: list[bytes]) -> None:
     # Were there no reply, or a second one, the next one would not be that to the call.
     assert {"success": True, "result": unique} == dealer.reply()
     assert isinstance(json.loads(reply[-1]), dict)
+
+
+ROUTES: list[dict[str, Any]] = [
+    {"ipc": ""}, {"ipc": "x"}, {"ipc": "ipc://"}, {"ipc": "tcp://127.0.0.1:1"}, {"ipc": "ipc:///etc/passwd"},
+    {"ipc": "ipc://@rpc-kit-nobody-1"}, {"shm": {}}, {"shm": {"path": 3}}, {"shm": {"path": "/etc/passwd"}},
+    {"shm": {"path": "/dev/shm/rpc-kit-0123456789abcdef"}, "ipc": "ipc://@"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("routes", ROUTES, ids=str)
+def test_faster_ways_that_are_none(context: Any, connect: Any, routes: dict[str, Any]) -> None:
+    """A client goes on by the address that it has when the server names faster ways that are none."""
+    inventory = {**Interface.of(Instrument).inventory(), "name": "scope", **routes}
+    with context.socket(zmq.ROUTER) as made, context.socket(zmq.XPUB) as events:
+        made.linger = events.linger = 0
+        url, event_port = (f"tcp://127.0.0.1:{made.bind_to_random_port('tcp://127.0.0.1')}",
+                           events.bind_to_random_port("tcp://127.0.0.1"))  # fmt: skip
+        answers = {
+            "GET_INVENTORY": inventory, "INIT_SIGNALS_HANDLING": {"event_port": event_port}, "METHOD_CALL": {"result": 3},
+        }  # fmt: skip
+
+        def answer() -> None:
+            while True:
+                *envelope, body = made.recv_multipart()
+                asked = json.loads(body)
+                reply = {"success": True, "id": asked["id"], "epoch": "e", **answers[asked["event"]]}
+                made.send_multipart([*envelope, json.dumps(reply).encode()])
+                if asked["event"] == "INIT_SIGNALS_HANDLING":
+                    topics = [events.recv()[1:] for _ in range(6)]
+                    events.send_multipart([topics[-1], b'{"epoch":"e","seqs":{}}'])
+                if asked["event"] == "METHOD_CALL":
+                    return
+
+        with in_thread(answer) as ended:
+            client = connect(url)
+            assert (3, {"add": {"tcp": 1}}) == (client.add(1, 2), client.stats().paths)
+        assert [None] == ended
+        client.close()

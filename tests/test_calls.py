@@ -14,6 +14,7 @@ import pytest
 import zmq
 
 from rpc_kit import calls
+from rpc_kit.addresses import Address
 from rpc_kit.errors import CallTimeout, ClientClosed, MessageTooLarge, ProtocolError, ReplyLost, ServerLost
 from rpc_kit.journal import Journal
 from rpc_kit.messages import Ping
@@ -41,8 +42,9 @@ def relay(device: Any) -> Iterator[Relay]:
 
 
 @pytest.fixture
-def relayed(relay: Relay, connect: Any) -> Any:
-    """A client behind the relay."""
+def relayed(relay: Relay, connect: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client behind the relay, which knows no way around it."""
+    monkeypatch.setattr(Address, "is_here", False)
     return connect(relay.url, liveness=LIVENESS)
 
 
