@@ -21,6 +21,8 @@ Bytes = bytes | bytearray | memoryview
 
 REFERENCE = "$buffer"
 """Key of the object that stands in the JSON for a buffer."""
+MOST_OF_NOTHING = 1 << 32
+"""So large an array without bytes may be, in items if its empty side had one."""
 MOST_BUFFERS = 1000
 """So many arrays and buffers a message may hold."""
 
@@ -91,7 +93,10 @@ class Part:
                     return False
                 owner = owner.base
             elif not isinstance(owner, bytes):
-                view = owner if isinstance(owner, memoryview) else memoryview(owner)
+                try:
+                    view = owner if isinstance(owner, memoryview) else memoryview(owner)
+                except TypeError:
+                    return False  # a library that owns memory may write to it
                 if not view.readonly:
                     return False
                 owner = view.obj if view is owner else None
@@ -403,6 +408,9 @@ def _array(header: BufferHeader, data: Any) -> Any:
     if len(shape) > _MOST_DIMENSIONS:
         raise ProtocolError(f"an array has at most {_MOST_DIMENSIONS} dimensions, not {len(shape)}")
     size = dtype.itemsize * math.prod(shape)
+    # No bytes for very many items, or rows: they would cost much all the same.
+    if not size and math.prod(max(length, 1) for length in shape) > MOST_OF_NOTHING:
+        raise ProtocolError(f"an empty array of shape {str(shape)[:100]} is too large")
     data = _plain_bytes(header, data, size)
     try:
         # Nothing is read of no bytes: a view of them would be refused.

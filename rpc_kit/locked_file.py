@@ -315,7 +315,10 @@ class LockedFile:
             os.ftruncate(self._descriptor, offset)
             raise
         self._set_extent(index, offset, capacity)
-        self._words[_COUNT] = max(self.count, index + 1)
+        if index >= self.count:
+            # Not from zero: what another run of the server has said of its slots never fits those of this one.
+            self._words[_LINE * (index + 1)] += secrets.randbits(62)
+            self._words[_COUNT] = index + 1
         return offset, capacity
 
     def retire(self, index: int, extent: tuple[int, int]) -> None:

@@ -3,6 +3,7 @@
 NumPy takes half of the time and memory that a program with a client or a server needs to start.
 """
 
+import math
 import sys
 from typing import Any, get_args, get_origin
 
@@ -75,11 +76,16 @@ class Items(list[Any]):
     @classmethod
     def of(cls, array: Any) -> Any:
         """The items of that array; itself when they would be too many."""
-        if array.size > LONGEST_LIST or not array.ndim:
+        if _rows(array) > LONGEST_LIST or not array.ndim:
             return array
         made = cls(array.tolist())
         made.array = array
         return made
+
+
+def _rows(array: Any) -> int:
+    """How many items there are, or, in an empty array, would be if its empty sides had one: as many lists it makes."""
+    return math.prod(max(length, 1) for length in array.shape)
 
 
 def _of_list(value: Any) -> Any:
@@ -165,7 +171,7 @@ def plain(value: object) -> Any:
     if numpy is None or not isinstance(value, (numpy.generic, numpy.ndarray)):
         return value
     if isinstance(value, numpy.ndarray):
-        if value.dtype.kind not in "biufU" or value.size > LONGEST_LIST:
+        if value.dtype.kind not in "biufU" or _rows(value) > LONGEST_LIST:
             raise TypeError(
                 f"an array of {value.size} {value.dtype} is not sent as a list: use a client of protocol version 2"
             )

@@ -8,6 +8,7 @@ the pick-up the server holds the slot by a ticket, which the reader clears.
 import hmac
 import itertools
 import os
+import secrets
 import threading
 import time
 import weakref
@@ -254,7 +255,7 @@ class Ring(_Memory):
         self._slots = Allocation(file, limit)
         self._tickets: dict[int, _Ticket] = {}
         self._unused = deque(range(TICKETS))
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(secrets.randbits(40))  # others than those of another run
         self._secret = file.secret.encode()
         self._unlink = weakref.finalize(self, locked_file.unlink, file.path)
         super().__init__(file)
@@ -281,8 +282,8 @@ class Ring(_Memory):
 
     def allocate(self, size: int) -> Slot | None:
         """A slot that nobody holds, to be written; None when there is no memory left for one."""
-        with self._lock:
-            if not self._file.is_open:
+        with self._lock, self._file as is_open:
+            if not is_open:
                 return None
             self._sweep()
             try:
@@ -331,8 +332,8 @@ class Ring(_Memory):
         The slot is held until the reader has it, is dead, or has let `PICK_UP_TIME` pass.
         """
         hold = slot._hold
-        with self._lock:
-            if not self._file.is_open or hold.ring is not self._own:
+        with self._lock, self._file as is_open:
+            if not is_open or hold.ring is not self._own:
                 return None
             if not self._unused:
                 self._sweep()

@@ -90,6 +90,7 @@ class StreamReader:
         self._path = ""
         self._shares = False
         self._pid = os.getpid()
+        self._is_forgotten = False
         self._is_asked = False
         self._taken = 0
         self._heard = self._told = self._looked = 0.0
@@ -101,6 +102,11 @@ class StreamReader:
     def dropped(self) -> int:
         """Events that were wanted, but not given."""
         return self._dropped_before + self._dropped_here + self._lost
+
+    @property
+    def _is_forked(self) -> bool:
+        """Whether this is a process that was forked, and has no part in the socket."""
+        return os.getpid() != self._pid
 
     @property
     def closed(self) -> bool:
@@ -190,6 +196,7 @@ class StreamReader:
 
     def __del__(self) -> None:
         if "_using" in self.__dict__:
+            self._is_forgotten = True
             self.close()
 
     def _leave(self) -> None:
@@ -208,14 +215,14 @@ class StreamReader:
 
     def _part(self) -> None:
         """Say that nothing more is wanted, give back what is on its way in shared memory, and close the socket."""
-        if self._socket is None or os.getpid() != self._pid:
-            self._drop_socket()  # in a forked process, which has no part in it
+        if self._socket is None or self._is_forgotten or self._is_forked:
+            self._drop_socket()
             return
         socket, self._socket = self._socket, None
         try:
             socket.send(encode_json(EndOfStream()), zmq.NOBLOCK)
             deadline = time.monotonic() + PARTING_TIME
-            while self._shares and socket.poll(max(0, int((deadline - time.monotonic()) * 1000))):
+            while self._shares and (left := deadline - time.monotonic()) > 0 and socket.poll(int(left * 1000) + 1):
                 message, frames = parse_stream_event(socket.recv()), receive_rest(socket)
                 if message.error:
                     break
@@ -227,6 +234,9 @@ class StreamReader:
 
     def _begin(self) -> float | None:
         """Until when to wait; from now on the silence of the server counts."""
+        if self._is_forked:
+            self._closed = True
+            raise ClientClosed("this stream was opened before a fork: make a client in each process")
         self._heard = self._told = self._looked = time.monotonic()
         return None if self._timeout is None else self._heard + self._timeout
 

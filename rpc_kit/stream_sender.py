@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -48,10 +48,14 @@ MOST_QUEUED_BYTES = 256 << 20
 """How large the events that wait for a reader may be together."""
 MOST_READERS = 1000
 """Streams that may be open at a time."""
-MOST_CREDIT = 1000
+MOST_CREDIT = 100
 """Events that may be on their way to a reader."""
 PROBE_TIME = 1.0
 """So often a reader that events wait for is asked whether it is still there, s."""
+IDLE_TIME = 30.0
+"""So often it is asked of readers for which there is nothing, s."""
+OFTEN = 60
+"""After so many questions without an answer only each so-many-th is asked."""
 ROUND = 100
 """So many messages are taken before events are sent."""
 
@@ -79,6 +83,7 @@ class Reader:
         self.credit = asked.credit
         self.sent = 0
         self.dropped = 0
+        self.unanswered = 0
         self.queue: deque[Event] = deque()
         self._bytes = 0
         self._first: int | None = None
@@ -172,7 +177,9 @@ class StreamSender:
                     self._context, zmq.ROUTER, self._address, self._further, "streams"
                 )
                 self._beside = bind_beside(*self._opened)
+                # A peer that is gone, or that does not read, is an error at once: nobody waits for it.
                 self._opened[0].setsockopt(zmq.ROUTER_MANDATORY, 1)
+                self._opened[0].sndtimeo = 0
                 self._thread.start()
             address = self._opened[1]
         found = {"stream_port": address.port} if address.transport == "tcp" else {"stream_url": str(address)}
@@ -199,9 +206,9 @@ class StreamSender:
             with self._lock:
                 for reader in wanting:
                     reader.offer(event)
-                waits = self._dozes or any(reader.credit for reader in wanting)
-        if waits:
-            self._waker.wake()
+                # Under the lock, as the waker is closed under it, too.
+                if not self._closed and (self._dozes or any(reader.credit for reader in wanting)):
+                    self._waker.wake()
 
     def _event(self, name: str, seq: int, args: tuple[Any, ...], shared: bool) -> Event:
         try:
@@ -235,7 +242,7 @@ class StreamSender:
             if self._closed:
                 return
             self._closed = True
-        self._waker.wake()
+            self._waker.wake()
         if self._thread.ident is not None:
             self._thread.join()
         if self._worker is not None:
@@ -250,19 +257,23 @@ class StreamSender:
         assert self._opened is not None
         socket = self._opened[0]
         watch = Watch(self._waker).add(socket)
-        probed = time.monotonic()
+        probed = idle = time.monotonic()
         try:
             while not self._closed:
                 more = self._receive(socket)
                 self._send_waiting(socket)
-                due = probed + PROBE_TIME - time.monotonic()
-                if due <= 0:
-                    self._probe(socket)
-                    probed = time.monotonic()
-                more = more or readable(socket)
+                now = time.monotonic()
+                if now - idle >= IDLE_TIME:
+                    self._probe(socket, self._readers.values())
+                    idle = probed = now
+                elif now - probed >= PROBE_TIME:
+                    self._probe(socket, [each for each in [*self._readers.values()] if each.queue])
+                    probed = now
                 self._dozes = True  # said before the look, so that what comes after it wakes
                 self._dozes = not self._anything_waits()
-                watch.wait(0.0 if more else None if self._dozes else max(due, 0.01))
+                due = probed + PROBE_TIME if not self._dozes else idle + IDLE_TIME if self._readers else None
+                more = more or readable(socket)
+                watch.wait(0.0 if more else None if due is None else max(due - now, 0.01))
                 self._dozes = False
             for peer in list(self._readers):
                 self._end(socket, peer, ServerStopping("the server is stopping"))
@@ -290,6 +301,8 @@ class StreamSender:
 
     def _take(self, socket: ZmqSocket, peer: bytes, message: StreamRequest) -> None:
         reader = self._readers.get(peer)
+        if reader is not None:
+            reader.unanswered = 0
         if isinstance(message, EndOfStream):
             self._end(socket, peer, ClientClosed("the reader has ended the stream"))
             return
@@ -303,6 +316,8 @@ class StreamSender:
             return
         if reader is not None:
             raise ProtocolError("a stream is open on this connection already")
+        if len(self._readers) >= MOST_READERS:
+            self._probe(socket, self._readers.values())
         if message.signal not in self._by_signal:
             raise UnknownMember(f"Signal {message.signal[:100]} not implemented")
         if len(self._readers) >= MOST_READERS:
@@ -341,7 +356,9 @@ class StreamSender:
 
     def _on_compressed(self, reader: Reader, event: Event, done: Compressed) -> None:
         self._compressed.append((reader, event, done))
-        self._waker.wake()
+        with self._lock:
+            if not self._closed:
+                self._waker.wake()
 
     def _send_compressed(self, socket: ZmqSocket, reader: Reader, event: Event, future: Compressed) -> None:
         try:
@@ -354,10 +371,12 @@ class StreamSender:
     def _message(self, reader: Reader, event: Event, headers: list[BufferHeader]) -> StreamEvent:
         return StreamEvent(self._epoch, event.seq, event.time, reader.dropped, event.args, headers or UNSET)
 
-    def _probe(self, socket: ZmqSocket) -> None:
-        """A reader that is gone is noticed when something is sent to it: those that take nothing hold what waits."""
-        for reader in list(self._readers.values()):
-            if reader.queue:
+    def _probe(self, socket: ZmqSocket, readers: Iterable[Reader]) -> None:
+        """A reader that is gone is noticed when something is sent to it; those that take nothing hold what waits."""
+        for reader in list(readers):
+            reader.unanswered += 1
+            # One that lives, but does not read, is not to be filled up with it.
+            if reader.unanswered < OFTEN or reader.unanswered % OFTEN == 0:
                 self._tell(socket, reader.peer, self._sign_of_life(reader))
 
     def _end(self, socket: ZmqSocket, peer: bytes, exc: Exception) -> None:

@@ -212,8 +212,9 @@ class ClientTransfer:
 
     def sign(self, request: Carrying | OpenStream) -> None:
         """Say in a request how its reply may travel."""
-        if self._ring is not None:
-            request.shm = self._ring.proof
+        ring = self._ring
+        if ring is not None:
+            request.shm = ring.proof
         elif self._codec is not UNSET:
             request.codec = self._codec
 

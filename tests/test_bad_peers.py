@@ -13,10 +13,10 @@ import zmq
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rpc_kit import connections
+from rpc_kit import RPCClient, connections
 from rpc_kit.interface import Interface
 from rpc_kit.sockets import HARD_LIMIT
-from tests.devices import LIMIT, Identified, Instrument
+from tests.devices import LIMIT, Identified
 from tests.helpers import Peer, Program, call, in_thread, raw_connection, request, wait_until
 
 
@@ -138,32 +138,32 @@ ROUTES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+@RPCClient.register_interface(Identified)
+class IdentifiedClient(Identified, RPCClient):
+    """A client without signals."""
+
+
 @pytest.mark.parametrize("routes", ROUTES, ids=str)
-def test_faster_ways_that_are_none(context: Any, connect: Any, routes: dict[str, Any]) -> None:
+def test_faster_ways_that_are_none(context: Any, routes: dict[str, Any]) -> None:
     """A client goes on by the address that it has when the server names faster ways that are none."""
-    inventory = {**Interface.of(Instrument).inventory(), "name": "scope", **routes}
-    with context.socket(zmq.ROUTER) as made, context.socket(zmq.XPUB) as events:
-        made.linger = events.linger = 0
-        url, event_port = (f"tcp://127.0.0.1:{made.bind_to_random_port('tcp://127.0.0.1')}",
-                           events.bind_to_random_port("tcp://127.0.0.1"))  # fmt: skip
-        answers = {
-            "GET_INVENTORY": inventory, "INIT_SIGNALS_HANDLING": {"event_port": event_port}, "METHOD_CALL": {"result": 3},
-        }  # fmt: skip
+    answers = {
+        "GET_INVENTORY": {**Interface.of(Identified).inventory(), "name": "scope", **routes},
+        "METHOD_CALL": {"result": 3.0},
+    }
+    with context.socket(zmq.ROUTER) as made:
+        made.linger = 0
+        url = f"tcp://127.0.0.1:{made.bind_to_random_port('tcp://127.0.0.1')}"
 
         def answer() -> None:
-            while True:
+            event = ""
+            while event != "METHOD_CALL":
                 *envelope, body = made.recv_multipart()
                 asked = json.loads(body)
-                reply = {"success": True, "id": asked["id"], "epoch": "e", **answers[asked["event"]]}
+                event = asked["event"]
+                reply = {"success": True, "id": asked["id"], "epoch": "e", **answers[event]}
                 made.send_multipart([*envelope, json.dumps(reply).encode()])
-                if asked["event"] == "INIT_SIGNALS_HANDLING":
-                    topics = [events.recv()[1:] for _ in range(6)]
-                    events.send_multipart([topics[-1], b'{"epoch":"e","seqs":{}}'])
-                if asked["event"] == "METHOD_CALL":
-                    return
 
-        with in_thread(answer) as ended:
-            client = connect(url)
-            assert (3, {"add": {"tcp": 1}}) == (client.add(1, 2), client.stats().paths)
+        with in_thread(answer) as ended, IdentifiedClient(context, url) as client:
+            assert 3.0 == client.total(1, 2)
+            assert {"total": {"tcp": 1}} == client.stats().paths
         assert [None] == ended
-        client.close()

@@ -281,6 +281,39 @@ def test_arrays_are_not_copied() -> None:
     assert not np.shares_memory(image, np.frombuffer(Part(image[:, 0]).data, np.uint8))
 
 
+class Library:
+    """Owns memory that NumPy only looks at."""
+
+    def __init__(self) -> None:
+        self._memory = np.arange(5)
+        described = self._memory.__array_interface__
+        self.__array_interface__ = {**described, "data": (described["data"][0], True)}
+
+
+def read_only(made: Any) -> Any:
+    made.flags.writeable = False
+    return made
+
+
+@pytest.mark.parametrize(
+    ("value", "fixed"),
+    [
+        (np.arange(5), False), (np.arange(5)[1:], False), (read_only(np.arange(5)[1:]), False),
+        (read_only(np.arange(5)), True), (read_only(np.arange(5))[1:], True), (read_only(np.arange(5)).data, True),
+        (np.arange(5).data.toreadonly(), False), (read_only(np.arange(5).reshape(5, 1)).T, False), (b"abc", True),
+        (np.frombuffer(b"abc", np.uint8), True), (np.frombuffer(bytearray(b"abc"), np.uint8), False),
+        (read_only(np.frombuffer(bytearray(b"abc"), np.uint8)), False), (memoryview(b"abc"), True),
+        (memoryview(bytearray(b"abc")).toreadonly(), False), (bytearray(b"abc"), False),
+        (np.broadcast_to(np.arange(5), (5,)), False), (np.asarray(Library()), False),
+        (np.lib.stride_tricks.as_strided(np.arange(5), writeable=False), False),
+        (np.lib.stride_tricks.sliding_window_view(read_only(np.arange(5)), 5), False), (np.arange(9)[::2], True),
+    ],
+)  # fmt: skip
+def test_what_is_fixed(value: Any, fixed: bool) -> None:
+    """Only what nobody can write to any more; the copy of what is not contiguous is nobody's."""
+    assert fixed is Part(value).is_fixed()
+
+
 @pytest.mark.parametrize("has_moved", [True, False])
 def test_part_in_c_order(has_moved: bool) -> None:
     """An array in Fortran's order is copied, also when its bytes have gone elsewhere; others are as they are."""

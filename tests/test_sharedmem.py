@@ -390,13 +390,24 @@ def test_slot_in_use_is_lost(ring: Ring, client: RingClient) -> None:
 )  # fmt: skip
 def test_bad_references(ring: Ring, client: RingClient, ref: SlotRef) -> None:
     """What is no place in a slot is refused by both sides, and held by nobody."""
-    handed(ring, client, filled(ring))
+    valid = handed(ring, client, filled(ring))
+    index, generation, *place = ref  # a generation of 1 stands for the present one
     for side in (ring, client):
         with pytest.raises(BufferLost):
-            side.view(ref)
+            side.view((index, valid[1] + generation - 1, *place))
 
-    client.view((0, 1, 0, PAGE, 0))
+    client.view(valid)
     assert 0 == held(ring)
+
+
+def test_references_of_another_run(create: Callable[..., Ring]) -> None:
+    """What one run of a server has said of its slots never fits those of another, nor do its tickets."""
+    refs = []
+    for _ in range(2):
+        ring = create()
+        refs.append(handed(ring, opened(ring), filled(ring)))
+
+    assert [True, True] == [refs[0][1] != refs[1][1], refs[0][4] != refs[1][4]]
 
 
 def test_tickets_are_limited(ring: Ring, client: RingClient) -> None:
