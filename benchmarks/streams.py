@@ -22,7 +22,7 @@ LENT, KEPT = "loan", "array"
 POLICIES = {"all": 1, "latest": 1, "every": EVERY}
 COST_RATE = 100.0  # frames/s, at which nobody is hurried
 
-SMALL = (256, 512)  # 128 KiB, by shared memory all the same
+SMALL = (512, 512)  # 256 KiB: as small as what goes by shared memory
 CHUNK = 2_500
 FEW, MANY = CHUNK, 40 * CHUNK
 SMALL_RATE = 2_500.0
@@ -149,7 +149,7 @@ def fill(made: Cinema) -> None:
 def growth(session: Session) -> Results:
     """Of memory, while many frames go to a reader."""
     count = FEW if session.effort.is_quick else MANY
-    title = f"growth over {count:,} frames of 128 KiB"
+    title = f"growth over {count:,} frames of 256 KiB"
     results = {
         f"growth_{who}_{count}": Measurement(f"{title}: {what}", "MiB")
         for who, what in (("server", "server"), ("reader", "reader"), ("shm", "shared memory"))

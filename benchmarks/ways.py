@@ -14,6 +14,7 @@ def go_by(client: RPCClient, way: str) -> None:
     if way != SHM:
         client._rpc.transfer.close()
     if way == TCP:
+        client._rpc._near = ""
         client._rpc.calls.use(client.url)
 
 

@@ -23,7 +23,7 @@ ZmqSocket = zmq.Socket[bytes]
 
 HARD_LIMIT = 256 << 20
 """A connection that announces a larger frame is closed by libzmq, bytes."""
-ZERO_COPY = 128 << 10
+ZERO_COPY = 512 << 10
 """From this size on it pays to hand a buffer to libzmq without a copy, bytes; measured (benchmarks)."""
 LONGEST_MARK = 256
 """Longest frame that a client may put before the empty one (REQ_CORRELATE: 4), bytes."""

@@ -16,7 +16,7 @@ from .errors import BufferLost, MissingExtra
 from .messages import BufferHeader, Carrying, OpenStream, SlotRef
 from .sharedmem import Ring, RingClient, Slot, Usage, remove_leftovers
 
-SHARED_FROM = 64 << 10
+SHARED_FROM = 256 << 10
 """From this size on a slot of shared memory is faster than a socket, bytes; measured (docs/images.md)."""
 COMPRESSED_FROM = 4 << 10
 """Smaller buffers are not worth compressing, bytes."""

@@ -137,7 +137,7 @@ def test_kept_events_never_change(camera: Any, client: Any) -> None:
     stream = client.frames.stream("all", timeout=LIMIT)
     kept = []
     for number in range(1000):
-        camera.emit(number, number, 40_000, "copied" if number % 2 else "loan")
+        camera.emit(number, number, 150_000, "copied" if number % 2 else "loan")
         frame = next(stream)
         assert number == int(frame[-1])
         if number % 20 == 0:

@@ -297,10 +297,10 @@ def test_array_that_the_caller_uses_again(joined: Any, path: str) -> None:
 def test_results_that_are_kept(joined: Any, path: str) -> None:
     """Whoever keeps results never sees them change, however many further ones come and go."""
     device, client = joined(path)
-    kept = {number: client.image(number, 40_000) for number in range(50)}
-    parts = {number: client.image(number, 40_000)[1000:2000] for number in range(50, 60)}
+    kept = {number: client.image(number, 150_000) for number in range(50)}
+    parts = {number: client.image(number, 150_000)[1000:2000] for number in range(50, 60)}
     for number in range(2000):
-        assert number == int(client.image(number, 40_000, "copied" if number % 2 else "loan")[-1])
+        assert number == int(client.image(number, 150_000, "copied" if number % 2 else "loan")[-1])
 
     assert list(range(60)) == [number_of(each) for each in (*kept.values(), *parts.values())]
     assert {path: 2060} == taken(client, "image")
