@@ -274,9 +274,14 @@ def _plain_class(expected: Any) -> Load:
 
 
 def _array_like(expected: Any) -> Load:
-    make = numpy_values.to_memoryview if expected is memoryview else partial(numpy_values.to_array, expected)
+    is_memoryview = expected is memoryview
+    make = numpy_values.to_memoryview if is_memoryview else partial(numpy_values.to_array, expected)
+    usual: Any = memoryview if is_memoryview else numpy_values.array_class()
+    item = None if is_memoryview else numpy_values.item_type(expected)
 
     def load(value: Any) -> Any:
+        if type(value) is usual and (item is None or issubclass(value.dtype.type, item)):
+            return value
         try:
             return make(value)
         except (TypeError, ValueError) as exc:

@@ -24,15 +24,20 @@ def is_array_type(expected: Any) -> bool:
     return numpy is not None and (expected is numpy.ndarray or get_origin(expected) is numpy.ndarray)
 
 
+def array_class() -> Any:
+    """The class of arrays; for where an annotation has named it, and so NumPy is there."""
+    return _numpy().ndarray
+
+
 def array_text(expected: Any) -> str:
     """How an annotation of an array is written in an error text."""
-    kind = _scalar_type(expected)
+    kind = item_type(expected)
     return "numpy.ndarray" if kind is None else f"NDArray[numpy.{kind.__name__}]"
 
 
 def is_of_type(expected: Any, array: Any) -> bool:
     """Whether an array has the dtype of an annotation."""
-    kind = _scalar_type(expected)
+    kind = item_type(expected)
     return kind is None or issubclass(array.dtype.type, kind)
 
 
@@ -56,7 +61,7 @@ def to_array(expected: Any, value: Any) -> Any:
         raise TypeError("it is no array")
     if is_of_type(expected, made):
         return made
-    kind = _scalar_type(expected)
+    kind = item_type(expected)
     if kind not in numpy.sctypeDict.values():
         raise TypeError(f"its dtype is {made.dtype}")
     is_empty = is_list and not made.size
@@ -136,7 +141,7 @@ def to_memoryview(value: Any) -> memoryview:
     return memoryview(_numpy().ascontiguousarray(value) if is_array(value) else value)
 
 
-def _scalar_type(expected: Any) -> Any:
+def item_type(expected: Any) -> Any:
     """The class of the items in an annotation; None when it leaves that open."""
     dtype = (get_args(expected) or (None,))[-1]
     kind = (get_args(dtype) or (None,))[0]

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import zmq
 
+from rpc_kit import RPCServer
 from rpc_kit.sharedmem import RingClient
 from rpc_kit.wire import LONGEST_LOOK, MAX_FRAMES
 from tests.helpers import Peer, Program, call, request
@@ -228,6 +230,8 @@ BAD_BUFFERS: dict[str, tuple[dict[str, Any], list[bytes], str]] = {
     "bool": ({"buffers": [{"dtype": "u1", "shape": [True, 8]}]}, [EIGHT], "shape"),
     "float": ({"buffers": [{"dtype": "u1", "shape": [8.0]}]}, [EIGHT], "shape"),
     "many dimensions": ({"buffers": [{"dtype": "u1", "shape": [1 << 62] * 100_000}]}, [EIGHT], "at most 64 dimensions"),
+    "many empty rows": ({"buffers": [{"dtype": "u1", "shape": [(1 << 32) + 1, 0]}]}, [b""], "empty array of shape"),
+    "empty row of many": ({"buffers": [{"dtype": "u1", "shape": [0, 1 << 16, 1 << 17]}]}, [b""], "is too large"),
     "wrong size": ({"buffers": [{"size": 7}]}, [EIGHT], "a buffer of 7 bytes is announced, 8 have come"),
     "order": ({"buffers": [{**U1, "order": "K"}]}, [EIGHT], "order"),
     "compressed": ({"buffers": [{**U1, "codec": "zlib"}]}, [EIGHT], "are not compressed"),
@@ -291,6 +295,34 @@ def test_array_where_none_is_expected(peer: Peer, value: Any, text: str) -> None
     assert "TypeError" == reply["error_type"]
     with pytest.raises(TypeError, match=text):
         raise TypeError(reply["error"])
+
+
+class Averaging(RPCServer):
+    """Takes lists of numbers."""
+
+    @RPCServer.register_method_json
+    def mean(self, values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    @RPCServer.register_method_json
+    def means(self, rows: list[list[float]]) -> list[float]:
+        return list(map(self.mean, rows))
+
+
+@pytest.mark.parametrize(("method", "expected"), [("mean", "list[float]"), ("means", "list[list[float]]")])
+def test_rows_of_nothing(serve: Any, context: Any, method: str, expected: str) -> None:
+    """Millions of empty rows, which take no bytes to send, do not become millions of lists."""
+    body = echo(method=method, buffers=[{"dtype": "<f8", "shape": [1 << 24, 0]}], **with_id())
+    with Peer(context, serve(Averaging).url) as peer:
+        tracemalloc.start()
+        try:
+            reply = answered(peer, body, b"")
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert ("TypeError", True) == (reply["error_type"], f"expected {expected}, got numpy.ndarray" in reply["error"])
+    assert peak < 20 << 20
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Servers in forked processes: there they do nothing, and the parent goes on."""
+"""Servers and streams in forked processes: there they do nothing, and the parent goes on."""
 
 import os
 import signal
@@ -66,6 +66,46 @@ context.term()
 """
 
 
+STREAM = """
+from rpc_kit.errors import ClientClosed
+from tests.imaging import CameraClient, CameraServer, number_of
+
+device = CameraServer(context, "tcp://127.0.0.1:0")
+serving = threading.Thread(target=device.serve_forever)
+serving.start()
+wait_until(lambda: device._rpc.serving)
+client = CameraClient(context, device.url)
+streams = [client.frames.stream(policy, timeout=5) for policy in ("all", "latest")]
+device.emit(1, 1)
+print(*[number_of(next(each)) for each in streams], flush=True)
+device.emit(2, 2)
+if os.fork() == 0:
+    {}
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.wait()[1]), *[number_of(next(each)) for each in streams])
+device.emit(3, 3)
+print(*[number_of(next(each)) for each in streams], *[each.dropped for each in streams])
+for each in (*streams, client):
+    each.close()
+device.stop_server()
+serving.join()
+context.term()
+"""
+STREAM_IN_CHILD = {
+    "reading": """
+    for each in streams:
+        try:
+            next(each)
+        except ClientClosed:
+            continue
+        os._exit(1)""",
+    "closing": "for each in streams: each.close()",
+    "dropping": "del streams, client",
+    "closing the client": "client.close()",
+    "exiting": "sys.exit(7)",
+}
+
+
 def output_of(source: str) -> Any:
     """What a program with its children prints; whoever hangs is ended."""
     with subprocess.Popen(
@@ -88,3 +128,9 @@ def test_server_in_forked_process(name: str) -> None:
 def test_method_that_forks() -> None:
     """A sys.exit() in a process that a method forked ends that process, without a reply; the server goes on."""
     assert ("7 7 3\n", "", 0) == output_of(METHOD)
+
+
+@pytest.mark.parametrize("name", list(STREAM_IN_CHILD))
+def test_stream_in_forked_process(name: str) -> None:
+    """Whatever a forked process does with the streams of its parent ends at once, and takes no event from it."""
+    assert ("1 1\n7 2 2\n3 3 0 0\n", "", 0) == output_of(STREAM.format(STREAM_IN_CHILD[name]))

@@ -200,6 +200,35 @@ def test_property_knows_type_and_signal() -> None:
     assert ([Mode.FAST], (1, 2)) == (properties["modes"].load(["fast"]), untyped.load([1, 2]))
 
 
+def test_property_without_types() -> None:
+    """A device's getter and setter without annotations have the type of the interface."""
+
+    class Base:
+        @RPCProperty
+        def size(self) -> tuple[int, int]: ...
+
+        @RPCProperty
+        def mask(self) -> NDArray[np.uint8]: ...
+
+    class Derived(Base):
+        @RPCProperty
+        def size(self):  # type: ignore[no-untyped-def]
+            return (1, 2)
+
+        @size.setter
+        def _set_size(self, value):  # type: ignore[no-untyped-def]
+            pass
+
+        @property
+        def mask(self):  # type: ignore[no-untyped-def]
+            return [1]
+
+    properties = Interface.of(Derived).properties
+
+    assert ((1, 2), np.uint8) == (properties["size"].load([1, 2]), properties["mask"].load([1]).dtype)
+    assert (False, True) == (properties["size"].carries_buffers, properties["mask"].carries_buffers)
+
+
 @pytest.mark.parametrize("name", ["_stop", "__private", "__dunder__"])
 @pytest.mark.parametrize("member", [method(lambda self: 1), RPCSignal(int), RPCProperty(lambda self: 1)])
 def test_private_names_are_refused(name: str, member: Any) -> None:
@@ -282,6 +311,15 @@ def test_unknown_annotation_is_refused() -> None:
     def measure(self: Any, value: "Undefined") -> None: ...  # noqa: F821
 
     with pytest.raises(InterfaceError, match="measure: its annotations cannot be resolved: name 'Undefined'"):
+        Interface.of(made(measure=method(measure)))
+
+
+def test_function_as_annotation_is_refused() -> None:
+    """An annotation that is no type, as the function that makes arrays, names the member and the remedy."""
+
+    def measure(self: Any, image: np.array) -> None: ...  # type: ignore[valid-type]
+
+    with pytest.raises(InterfaceError, match=r"measure\(\).*is no type: .*np\.ndarray"):
         Interface.of(made(measure=method(measure)))
 
 

@@ -174,6 +174,20 @@ def test_forgotten_stream(camera: Any, client: Any, monkeypatch: pytest.MonkeyPa
     wait_until(lambda: 0 == camera.stats()["shm"]["held"])
 
 
+@pytest.mark.parametrize("policy", ["all", "latest"])
+def test_closing_gives_slots_back(camera: Any, client: Any, policy: Any) -> None:
+    """Events that are under way, or wait at the server, are not kept until the pick-up time is over."""
+    stream = client.frames.stream(policy, timeout=LIMIT)
+    camera.emit(0, 0)
+    assert [0] == read(stream, 1)
+    camera.emit(1, 20)
+    assert 0 < camera.stats()["shm"]["held"]
+    stream.close()
+
+    wait_until(lambda: 0 == camera.stats()["shm"]["held"], 2.0)
+    assert [] == states(camera)
+
+
 @pytest.mark.parametrize("what", ["stream", "client"])
 def test_closed_by_another_thread(camera: Any, attach: Any, what: str) -> None:
     """Closing the stream, or its client, ends a `next` that waits."""
@@ -319,6 +333,28 @@ def until_called(client: Any) -> bool:
     return False
 
 
+def test_events_of_the_run_before(context: Any, spawn: Any) -> None:
+    """Events that wait unread while the server is restarted never show what the new run has put into its slots."""
+    server = spawn("tests.imaging", "serve", "tcp://127.0.0.1:0")
+    with CameraClient(context, server.line, liveness=2 * LIMIT) as client:
+        stream = client.frames.stream("all", timeout=SOON)
+        witness = client.frames.stream("all", timeout=LIMIT)  # is served after the other one
+        client.emit(1, 6)
+        assert list(range(1, 7)) == read(witness, 6)
+        witness.close()
+        server.kill()
+        server = spawn("tests.imaging", "serve", server.line)
+        assert 10 == number_of(client.image(10))  # by the memory of the new run
+        with CameraClient(context, server.line) as other:
+            new = other.frames.stream("all", timeout=LIMIT)
+            other.emit(11, 16)
+            kept = [next(new) for _ in range(6)]
+            with pytest.raises(CallTimeout):
+                next(stream)
+
+            assert (0, 6, list(range(11, 17))) == (stream.received, stream.dropped, list(map(number_of, kept)))
+
+
 def test_dropped_survives_a_restart(context: Any, spawn: Any) -> None:
     """What was dropped before the server was lost counts still."""
     server = spawn("tests.imaging", "serve", "tcp://127.0.0.1:0")
@@ -421,6 +457,58 @@ def test_task_is_cancelled(camera: Any, client: Any) -> None:
         return [2]
 
     assert [2] == asyncio.run(run())
+
+
+@pytest.mark.parametrize("policy", ["all", "latest"])
+def test_cancellation_together_with_events(camera: Any, client: Any, policy: Any) -> None:
+    """However closely an event comes before it, no cancellation gets lost."""
+
+    async def consume(stream: Any) -> None:
+        async for _ in stream:
+            pass
+
+    async def run() -> int:
+        cancelled = 0
+        with client.frames.stream(policy, timeout=LIMIT) as stream:
+            for number in range(200):
+                task = asyncio.create_task(consume(stream))
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                camera.emit(number, number, SMALL)
+                for _ in range(number % 7):
+                    await asyncio.sleep(0)
+                task.cancel()
+                done, _ = await asyncio.wait([task], timeout=LIMIT)
+                cancelled += bool(done) and task.cancelled()
+        return cancelled
+
+    assert 200 == asyncio.run(run())
+
+
+def test_backlog_leaves_time_to_other_tasks(camera: Any, client: Any) -> None:
+    """While one event after the other is there already, another task has its turn between any two."""
+
+    async def run() -> list[int]:
+        turns, seen = 0, []
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        with client.frames.stream("all", timeout=LIMIT) as stream:
+            camera.emit(0, 59, SMALL)
+            other = asyncio.create_task(count())
+            async for frame in stream:
+                seen.append(turns)
+                if number_of(frame) == 59:
+                    break
+            other.cancel()
+        return seen
+
+    seen = asyncio.run(run())
+    assert (60, 60) == (len(seen), len(set(seen)))
 
 
 def test_async_timeout(camera: Any, client: Any) -> None:

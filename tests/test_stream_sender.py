@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +13,9 @@ import numpy as np
 import pytest
 
 from rpc_kit import stream_sender
-from rpc_kit.errors import SerializationError
+from rpc_kit.addresses import Address
+from rpc_kit.errors import SerializationError, ServerBusy
+from rpc_kit.sockets import Waker
 from rpc_kit.stream_reader import WINDOW
 from rpc_kit.stream_sender import MOST_QUEUED
 from tests.devices import LIMIT
@@ -202,6 +206,41 @@ def test_array_that_the_device_uses_again(camera: Any, attach: Any) -> None:
                 camera.frames.emit(image)
             image[:] = 99
             assert list(range(50)) == read(stream, 50)
+
+
+@pytest.fixture
+def far(serve: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A camera that clients take for one on another host."""
+    monkeypatch.setattr(Address, "is_here", False)
+    return serve(CameraServer, shared_memory=0)
+
+
+def test_view_of_an_array_that_the_device_uses_again(far: Any, attach: Any) -> None:
+    """A read-only view is copied, as its owner may write to what it shows."""
+    stream = attach(far).frames.stream("all", timeout=LIMIT)
+    image = picture(0)
+    view = image.view()
+    view.flags.writeable = False
+    for number in range(2 * WINDOW):
+        image[:] = number
+        far.frames.emit(view)
+    image[:] = 99
+
+    assert list(range(2 * WINDOW)) == read(stream, 2 * WINDOW)
+
+
+def test_array_that_nobody_can_change(far: Any, attach: Any) -> None:
+    """It is not copied, however long it waits for its reader."""
+    stream = attach(far).frames.stream("all", timeout=LIMIT)
+    image = picture(3)
+    image.flags.writeable = False
+    for _ in range(WINDOW + 1):
+        far.frames.emit(image)
+    wait_for_sent(far, WINDOW)
+    (reader,) = far._rpc.streams._readers.values()
+
+    assert np.shares_memory(image, np.frombuffer(reader.queue[0].parts[0].data, np.uint8))
+    assert [3] * (WINDOW + 1) == read(stream, WINDOW + 1)
 
 
 def test_loan_that_was_emitted(camera: Any, attach: Any) -> None:
@@ -418,3 +457,129 @@ def test_reader_that_takes_credit_and_reads_nothing(camera: Any, attach: Any, co
         assert {0, MOST_QUEUED} == {each["waiting"] for each in states(camera)}
         assert {0, 1500 - 1000 - MOST_QUEUED} == {each["dropped"] for each in states(camera)}
     wait_until(lambda: 1 == len(states(camera)))
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"event":"STREAM_NEXT","credit":0}', b'{"event":"STREAM_NEXT","credit":-1}', b"nonsense"]
+)
+def test_questions_whose_answers_nobody_reads(
+    serve: Any, attach: Any, context: Any, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    """Who asks without end and reads no answer holds up neither other readers nor the end of the server."""
+    device = serve(CameraServer)
+    stream = attach(device).frames.stream("all", timeout=LIMIT)
+    with raw_connection(stream_port(device, context)) as made:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        opening = json.dumps({**OPEN, "credit": 0}).encode()
+        made.sendall(b"\0" + bytes([len(opening)]) + opening)
+        wait_until(lambda: 2 == len(states(device)))
+        device.emit(0, 0)
+        assert [0] == read(stream, 1)
+        for number in range(1, 41):
+            made.sendall((b"\0" + bytes([len(body)]) + body) * 1000)
+            device.emit(number, number, SMALL)
+            assert [number] == read(stream, 1)
+        wait_until(lambda: 1 == len(states(device)))
+        device.stop_server()
+        assert device._rpc.finished.wait(LIMIT / 2)
+
+    assert (41, 0) == (stream.received, stream.dropped)
+
+
+def test_reader_that_is_asked_and_never_answers(
+    serve: Any, attach: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it was asked, other readers go on, and the server ends in time."""
+    monkeypatch.setattr(stream_sender, "PROBE_TIME", 0.0)
+    monkeypatch.setattr(stream_sender, "OFTEN", 1)
+    device = serve(CameraServer)
+    idle = attach(device).frames.stream("all", timeout=LIMIT)
+    stream = attach(device).frames.stream("all", timeout=LIMIT)
+
+    def is_forgotten() -> bool:
+        device.emit(1, 1, SMALL)
+        assert [1] == read(stream, 1)
+        return 1 == len(states(device))
+
+    wait_until(is_forgotten)  # as thousands of questions wait for it
+    assert not is_forgotten() is None
+    assert (0, 0) == (idle.received, stream.dropped)
+    device.stop_server()
+    assert device._rpc.finished.wait(LIMIT / 2)
+
+
+def vanish(context: Any, device: Any, count: int) -> None:
+    """Open streams, and go without a word."""
+    for _ in range(count):
+        with Peer(context, f"tcp://127.0.0.1:{stream_port(device, context)}") as peer:
+            peer.send(json.dumps(OPEN).encode())
+            assert "error" not in json.loads(peer.receive()[0])
+
+
+def test_place_of_vanished_readers(
+    camera: Any, attach: Any, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where as many streams are open as there may be, those are looked for that nobody has any more."""
+    monkeypatch.setattr(stream_sender, "MOST_READERS", 3)
+    client = attach(camera)
+    opened: list[Any] = []
+
+    def is_open() -> bool:
+        with contextlib.suppress(ServerBusy):
+            opened.append(client.frames.stream("all", timeout=LIMIT))
+        return bool(opened)
+
+    vanish(context, camera, 3)
+    wait_until(is_open)  # the end of a connection may come after the next one
+    camera.emit(1, 1)
+    assert [1] == read(opened[0], 1)
+    more = [client.frames.stream() for _ in range(3 - len(states(camera)))]
+    with pytest.raises(ServerBusy, match="3 streams are open"):
+        client.frames.stream()
+    del more
+
+
+def test_vanished_readers_of_a_quiet_signal(camera: Any, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are found without any event."""
+    monkeypatch.setattr(stream_sender, "IDLE_TIME", 0.05)
+    vanish(context, camera, 5)
+
+    wait_until(lambda: [] == states(camera))
+
+
+def test_emission_while_the_server_ends(
+    serve: Any, attach: Any, monkeypatch: pytest.MonkeyPatch, waker_kind: str
+) -> None:
+    """Threads that emit then notice nothing, and write to no descriptor that belongs to somebody else by now."""
+    taken: list[int] = []
+    real = Waker.close
+
+    def close(waker: Waker) -> None:
+        real(waker)
+        taken.append(os.memfd_create("taken"))  # gets the number that has become free
+
+    monkeypatch.setattr(Waker, "close", close)
+    for _ in range(10):
+        device = serve(CameraServer)
+        with contextlib.ExitStack() as stack:
+            streams = [attach(device).frames.stream("latest", timeout=LIMIT) for _ in range(2)]
+            ended, emitted = threading.Event(), threading.Semaphore(0)
+
+            def emit(device: Any = device, ended: Any = ended, emitted: Any = emitted) -> None:
+                image = picture(1)
+                while not ended.is_set():
+                    device.frames.emit(image)
+                    emitted.release()
+
+            outcomes = [stack.enter_context(in_thread(emit)) for _ in range(3)]
+            stack.callback(ended.set)
+            assert [1, 1] == [number for stream in streams for number in read(stream, 1)]
+            device.stop_server()
+            assert device._rpc.finished.wait(LIMIT)
+            for _ in range(100):
+                assert emitted.acquire(timeout=LIMIT)
+        assert [[None]] * 3 == outcomes
+
+    assert {0} == {os.fstat(each).st_size for each in taken}
+    for each in taken:
+        os.close(each)

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import queue
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,7 +19,7 @@ from rpc_kit.addresses import Address
 from rpc_kit.errors import CallTimeout, ReplyLost, SerializationError
 from rpc_kit.messages import Ping
 from tests.devices import LIMIT
-from tests.helpers import Peer, Program, Relay, call, request, wait_until
+from tests.helpers import PROJECT, Peer, Program, Relay, call, request, wait_until
 from tests.imaging import (
     KINDS,
     LARGE,
@@ -110,6 +112,19 @@ def test_arguments(joined: Any, path: str) -> None:
     assert [1, 2, 3, 4] == client.number(picture(1), picture(2, SMALL), picture(3), named=picture(4))
     assert {path: 1} == taken(client, "number")
     assert not device.last.flags.writeable
+
+
+def test_slots_for_arguments(both: Any) -> None:
+    """Arguments that had to be sent find slots soon, also when results want some all the time."""
+    _, client = both
+    for number in range(3):
+        assert ([number], number) == (client.number(picture(number)), number_of(client.image(number)))
+    sent = taken(client, "number").get("ipc", 0)
+    assert (True, 3) == (sent < 3, sum(taken(client, "number").values()))
+    for number in range(10):
+        assert ([number], number) == (client.number(picture(number)), number_of(client.image(number)))
+
+    assert {"ipc": sent, "shm": 13 - sent} == taken(client, "number")
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -554,6 +569,36 @@ def test_views_outlive_client_and_context(serve: Any) -> None:
     wait_until(lambda: 1 == held(device))
     del image
     wait_until(lambda: 0 == held(device))
+
+
+ENDS = {
+    "streams and views": "",
+    "a listener": "client.frames.connect(kept.append); client.emit(3, 3)",
+    "a thread that waits": "threading.Thread(target=next, args=(streams[0],), daemon=True).start()",
+    "an exit in the middle": "for each in streams[1]: sys.exit(0)",
+}
+
+
+@pytest.mark.parametrize("name", list(ENDS))
+def test_end_of_a_process(process_of_camera: Program, name: str) -> None:
+    """A process that closes nothing ends without a word, also with open streams and views."""
+    source = f"""
+import sys, threading, zmq
+from tests.imaging import CameraClient
+
+client = CameraClient(zmq.Context(), sys.argv[1])
+streams = [client.frames.stream("all", timeout=5) for _ in range(2)]
+client.emit(1, 2)
+kept = [client.image(7), client.image(8)[5:], next(streams[0]), next(streams[0])]
+print(*[int(each[0]) for each in kept], flush=True)
+{ENDS[name]}
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", source, process_of_camera.line],
+        cwd=PROJECT, capture_output=True, text=True, timeout=LIMIT,
+    )  # fmt: skip
+
+    assert ("7 8 1 2\n", "", 0) == (ended.stdout, ended.stderr, ended.returncode)
 
 
 @pytest.mark.parametrize("codec", ["zlib", "jpeg"])
