@@ -51,6 +51,9 @@ class Usage:
     slots: int
     held: int
 
+    def __str__(self) -> str:
+        return f"{self.size >> 20} of {self.limit >> 20} MiB, {self.slots} slots, {self.held} held"
+
 
 _holds: "dict[int, _Hold]" = {}
 """By the id of the array: kept here, as a weak reference that has died itself calls nobody."""

@@ -157,7 +157,7 @@ class StreamReader:
             await asyncio.sleep(0)  # while many events wait, others have their turn
             deadline = self._begin()
             if self._socket is None and not self.closed:
-                await asyncio.to_thread(self._open)  # a server that was lost may take its time
+                await self._open_aside()
             while (event := self._try(deadline)) is _NOTHING:
                 if self.closed or self._waker is None or self._socket is None:
                     raise StopAsyncIteration
@@ -178,6 +178,18 @@ class StreamReader:
             raise self._translated(exc) from None
         finally:
             self._leave()
+
+    async def _open_aside(self) -> None:
+        """Open the stream on another thread, as a server that was lost may take its time."""
+        import asyncio
+
+        opening = asyncio.ensure_future(asyncio.to_thread(self._open))
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # Until that thread is done nobody else may use the socket: so long the cancellation waits.
+            await asyncio.wait([opening])
+            raise
 
     def close(self) -> None:
         """End the stream, also one that another thread waits for; idempotent."""

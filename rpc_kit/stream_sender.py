@@ -80,7 +80,7 @@ class Reader:
         self.peer = peer
         self.asked = asked
         self.reader = reader
-        self.credit = asked.credit
+        self.credit = min(asked.credit, MOST_CREDIT)
         self.sent = 0
         self.dropped = 0
         self.unanswered = 0

@@ -285,6 +285,9 @@ def test_huge_integer_of_wrong_type(expected: Any, sign: int) -> None:
         ("x" * 100, int, "expected int, got str"),
         (None, int | str, "expected int | str, got NoneType"),
         (None, (int, list[int]), "expected int or list[int], got NoneType"),
+        (3, NDArray[np.uint8], "expected NDArray[numpy.uint8], got int (3): it is no array"),
+        (np.zeros(1), NDArray[np.uint8], "expected NDArray[numpy.uint8], got numpy.ndarray: its dtype is float64"),
+        (3, np.ndarray, "expected numpy.ndarray, got int (3): it is no array"),
     ],
 )  # fmt: skip
 def test_text_of_mismatch(value: Any, expected: Any, text: str) -> None:
@@ -513,6 +516,8 @@ def test_array_for_a_list() -> None:
         ({"image": [1, 2]}, Frame, np.uint8), ([[1], [2]], list[NDArray[np.float32]], np.float32),
         ([0.5], NDArray[np.float32], np.float32), ([], U1, np.uint8), (memoryview(b"ab"), U1, np.uint8),
         ({"image": memoryview(b"ab")}, Frame, np.uint8), (IMAGE, int | NDArray[np.float64], np.float64),
+        ([1, 2], NDArray[int], np.int64), (IMAGE, NDArray[float], np.float64), ([1, 2], NDArray[float], np.float64),
+        ([True], NDArray[bool], np.bool_), ([1j], NDArray[complex] | None, np.complex128),
     ],
 )  # fmt: skip
 def test_made_into_arrays(value: Any, expected: Any, dtype: Any) -> None:
@@ -526,6 +531,7 @@ def test_made_into_arrays(value: Any, expected: Any, dtype: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
+        (IMAGE.astype(float), NDArray[int]),
         (IMAGE.astype(int), U1), (IMAGE.astype(int), U1 | None), ({"image": IMAGE.astype(int)}, Frame),
         ({"image": IMAGE, "mask": IMAGE}, Shot), ([IMAGE.astype("f4")], list[U1]), (IMAGE, int), (IMAGE, int | str),
         (IMAGE, bytes), (IMAGE, str), (IMAGE, list[int]), (IMAGE[0], list[str]), (IMAGE[0], dict[str, int]),

@@ -148,6 +148,14 @@ def test_wrong_type_of_argument(args: tuple[Any, ...], coerce: bool) -> None:
         Device().imaged.validate_args(*args, coerce=coerce)
 
 
+def test_text_of_wrong_argument() -> None:
+    """The error of an emission names the signal."""
+    with pytest.raises(TypeError) as caught:
+        Device().moved.emit("far")
+
+    assert "signal moved: expected float, got str ('far')" == str(caught.value)
+
+
 def test_signal_of_a_base_class_takes_subclasses() -> None:
     """An instance of a subclass is passed on as it is."""
     signal, listener, error = RPCSignal(Exception, object), Listener(), ValueError("x")

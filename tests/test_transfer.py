@@ -574,6 +574,8 @@ def test_views_outlive_client_and_context(serve: Any) -> None:
 ENDS = {
     "streams and views": "",
     "a listener": "client.frames.connect(kept.append); client.emit(3, 3)",
+    "views that live longest": "sys.kept = kept",
+    "views in a cycle": "kept.append(kept); threading.kept = kept",
     "a thread that waits": "threading.Thread(target=next, args=(streams[0],), daemon=True).start()",
     "an exit in the middle": "for each in streams[1]: sys.exit(0)",
 }
