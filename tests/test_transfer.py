@@ -119,12 +119,12 @@ def test_slots_for_arguments(both: Any) -> None:
     _, client = both
     for number in range(3):
         assert ([number], number) == (client.number(picture(number)), number_of(client.image(number)))
-    sent = taken(client, "number").get("ipc", 0)
-    assert (True, 3) == (sent < 3, sum(taken(client, "number").values()))
-    for number in range(10):
+    assert 0 < taken(client, "number").get("shm", 0)
+    for number in range(27):
         assert ([number], number) == (client.number(picture(number)), number_of(client.image(number)))
 
-    assert {"ipc": sent, "shm": 13 - sent} == taken(client, "number")
+    # Now and then the server has not let go of the argument before when the next one looks for a slot.
+    assert 25 <= taken(client, "number")["shm"]
 
 
 @pytest.mark.parametrize("path", PATHS)
