@@ -178,10 +178,9 @@ class RPCSignalReceiver:
                 body = socket.recv(zmq.NOBLOCK)  # there with the first frame, or never
             except zmq.Again:
                 raise ProtocolError(f"{self._calls.url} sent an event without a body") from None
-            frames = receive_rest(socket)
             name, event = parse_published(topic, body)
             if isinstance(event, SignalEvent) and event.buffers:
-                event.args = put_back(event.args, receive(event.buffers, frames, None))
+                event.args = put_back(event.args, receive(event.buffers, receive_rest(socket), None))
             self._on_message(name, event)
         return True
 

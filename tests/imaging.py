@@ -4,6 +4,7 @@ Each picture is of one number throughout, so that whoever has another one in any
 """
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -289,6 +290,9 @@ def main() -> None:
     parser.add_argument("--user", type=int, help="become that user once all is imported")
     options = parser.parse_args()
     if options.user is not None:
+        # Afterwards nothing more can be imported when the project lies where nobody else may read.
+        for later in ("concurrent.futures.thread", "zmq.utils.garbage", "zmq.utils.monitor"):
+            importlib.import_module(later)
         os.setgroups([])
         os.setgid(options.user)
         os.setuid(options.user)
