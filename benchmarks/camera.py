@@ -31,6 +31,12 @@ def pixels(*shape: int) -> Pixels:
     return np.full(shape, 7, np.uint8)
 
 
+@functools.cache
+def fixed_pixels(*shape: int) -> Pixels:
+    """An array that nobody can change: a read-only view of what its owner may write to would be copied."""
+    return np.frombuffer(pixels(*shape).tobytes(), np.uint8).reshape(shape)
+
+
 class Camera(ABC):
     frames = RPCSignal(NDArray[np.uint8])
 
@@ -90,9 +96,7 @@ class CameraServer(Camera, RPCServer):
         return pixels(*shape)
 
     def fixed(self, shape: list[int]) -> Pixels:
-        frame = pixels(*shape).view()
-        frame.flags.writeable = False
-        return frame
+        return fixed_pixels(*shape)
 
     def store(self, frame: Pixels) -> int:
         return number_of(frame)
