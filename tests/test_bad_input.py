@@ -346,7 +346,7 @@ def ring(peer: Peer) -> Iterator[RingClient]:
 def test_bad_slots(peer: Peer, ring: RingClient, slot: tuple[int, ...], is_used: bool) -> None:
     """Who maps the shared memory may name whatever place in it: it is lost, or refused."""
     if is_used:
-        body = call("buffer", "bytes", 100_000, shm=ring.proof, **with_id())
+        body = call("buffer", "bytes", 300_000, shm=ring.proof, **with_id())
         number, generation, *_ = peer.ask(body)["buffers"][0]["slot"]
         # The slot of that reply, as far as it is not the fault.
         slot = (slot[0] or number, generation if slot[1] == 1 else slot[1], *slot[2:])
