@@ -63,10 +63,10 @@ def test_of_a_client(client: Any, device: Any) -> None:
 
 def test_of_a_server(device: Any, client: Any) -> None:
     """A server tells of its shared memory once a client has asked for it, and of no streams while there are none."""
-    payload, _ = client.buffer("bytes", 100_000)
+    payload, _ = client.buffer("bytes", 300_000)
     taken = device.stats()
 
-    assert ({"shm"}, 100_000) == (taken.keys(), payload.nbytes)
+    assert ({"shm"}, 300_000) == (taken.keys(), payload.nbytes)
     assert {"limit", "size", "slots", "held"} <= taken["shm"].keys()
     assert (1, 1) == (taken["shm"]["slots"], taken["shm"]["held"])
     assert {"buffer": {"shm": 1}} == client.stats().paths
