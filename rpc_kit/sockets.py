@@ -1,6 +1,7 @@
 """The only maker of ZeroMQ sockets, and how messages go through them frame by frame."""
 
 import contextlib
+import errno
 import logging
 import os
 import random
@@ -49,6 +50,11 @@ def check_context(context: object) -> None:
     """Raise TypeError when it is no context."""
     if not isinstance(context, zmq.Context):
         raise TypeError(f"the first argument is a zmq.Context, the second a url; got {type(context).__name__}")
+
+
+def is_terminated(exc: BaseException) -> bool:
+    """Whether an error comes from a context that has been terminated, or, where a socket was to be made, is gone."""
+    return isinstance(exc, zmq.ZMQError) and exc.errno in (zmq.ETERM, errno.EFAULT)
 
 
 def make_socket(context: ZmqContext, kind: int, address: Address | None = None) -> ZmqSocket:

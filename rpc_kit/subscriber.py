@@ -20,6 +20,7 @@ from .sockets import (
     ZmqSocket,
     client_socket,
     end_monitor,
+    is_terminated,
     monitor_connections,
     readable,
     receive_rest,
@@ -101,7 +102,7 @@ class RPCSignalReceiver:
                 except (zmq.ContextTerminated, ClientClosed):
                     return
                 except (RPCError, OSError, ValueError, zmq.ZMQError) as exc:
-                    if self._stopped.is_set() or self._calls.closed:
+                    if self._stopped.is_set() or self._calls.closed or is_terminated(exc):
                         return
                     logger.warning("no signals from %s: %s; next try in %.1f s", self._calls.url, exc, pause)
                     self._stopped.wait(pause)

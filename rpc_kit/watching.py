@@ -15,7 +15,7 @@ from .calls import Calls
 from .convert import converter
 from .errors import CallTimeout, ClientClosed
 from .messages import Entry, MethodCall, Ping
-from .sockets import ZmqContext
+from .sockets import ZmqContext, is_terminated
 from .subscriber import HANDSHAKE_TIMEOUT, RPCSignalReceiver
 from .wire import failure_of, parse_reply
 
@@ -101,7 +101,7 @@ class RegistryWatch:
             except ClientClosed:
                 return  # with its context
             except Exception as exc:
-                if getattr(exc, "errno", None) == zmq.ETERM:
+                if is_terminated(exc):
                     return
                 # Once for each outage, however often it is tried.
                 logger.log(logging.WARNING if self._is_up else logging.DEBUG, "%s is not watched: %s", url, exc)
