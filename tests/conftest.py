@@ -9,12 +9,20 @@ import pytest
 import zmq
 
 from registry import DeviceRegistry
+from rpc_kit.sharedmem import remove_leftovers
 from tests.devices import LIMIT, InstrumentClient, InstrumentServer
 from tests.helpers import Peer, Program, call, wait_until
 from tests.real.etcd import EtcdCluster
 from tests.real.hosts import Hosts
 from tests.real.user_systemd import UserSystemd
 from tests.registries import Restartable, restartable, unused_url
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_leftovers() -> Iterator[None]:
+    """What killed servers have left in /dev/shm, as the next one would do."""
+    yield
+    remove_leftovers()
 
 
 @pytest.fixture

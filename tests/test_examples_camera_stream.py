@@ -377,7 +377,7 @@ def test_terminal_of_unknown_size(tmp_path: Path) -> None:
 
 def test_recording_is_what_was_emitted(serve: Callable[..., Any], programs: Programs, tmp_path: Path) -> None:
     """Pixels, numbers and times of all frames are in the file, and what is to be known of them."""
-    camera = serve(SimulatedCamera, (320, 240), frame_rate=100.0)
+    camera = serve(SimulatedCamera, (640, 480), frame_rate=100.0)
     emitted: dict[int, tuple[int, float]] = {}
     camera.frames.connect(lambda image, number, when: emitted.update({number: (crc32(image), when)}))
     path = tmp_path / "frames.h5"
@@ -392,7 +392,7 @@ def test_recording_is_what_was_emitted(serve: Callable[..., Any], programs: Prog
         assert list(range(numbers[0], numbers[0] + 50)) == numbers
         recorded = zip(file["frames"], file["time"], strict=True)
         assert [emitted[number] for number in numbers] == [(crc32(image), when) for image, when in recorded]
-        assert (1, 240, 320, 3) == file["frames"].chunks
+        assert (1, 480, 640, 3) == file["frames"].chunks
         attributes = dict(file.attrs)
     assert "T" in attributes.pop("started")
     assert attributes == {

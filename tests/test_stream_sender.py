@@ -17,7 +17,7 @@ from rpc_kit.addresses import Address
 from rpc_kit.errors import SerializationError, ServerBusy
 from rpc_kit.sockets import Waker
 from rpc_kit.stream_reader import WINDOW
-from rpc_kit.stream_sender import MOST_QUEUED
+from rpc_kit.stream_sender import MOST_CREDIT, MOST_QUEUED
 from tests.devices import LIMIT
 from tests.helpers import Peer, in_thread, raw_connection, request, wait_until
 from tests.imaging import LARGE, SMALL, CameraClient, CameraServer, number_of, picture, tell
@@ -455,7 +455,7 @@ def test_reader_that_takes_credit_and_reads_nothing(camera: Any, attach: Any, co
             camera.emit(number, number, SMALL)
             assert [number] == read(stream, 1)
         assert {0, MOST_QUEUED} == {each["waiting"] for each in states(camera)}
-        assert {0, 1500 - 1000 - MOST_QUEUED} == {each["dropped"] for each in states(camera)}
+        assert {0, 1500 - MOST_CREDIT - MOST_QUEUED} == {each["dropped"] for each in states(camera)}
     wait_until(lambda: 1 == len(states(camera)))
 
 
