@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.devices import LIMIT
 from tests.helpers import Program
 from tests.imaging import LARGE, CameraClient, number_of, picture, tell
 from tests.real.hosts import Hosts
@@ -30,6 +31,9 @@ def start() -> Iterator[Start]:
         def run(*arguments: str, prefix: Sequence[str] = ()) -> Program:
             made = Program("tests.imaging", *arguments, prefix=prefix)
             stack.callback(made.kill)
+            # First in good order: what a server of another user leaves when it is killed is not ours to remove.
+            stack.callback(made.process.wait, LIMIT)
+            stack.callback(made.process.terminate)
             return made
 
         yield run
